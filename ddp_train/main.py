@@ -24,7 +24,7 @@ from ddp_core.errors import UserError
 from ddp_core.process import collector_paused
 from ddp_train.config.options import Config
 from ddp_train.config.parse import parse, with_values
-from ddp_train.config.validation import check_paths
+from ddp_train.config.validation import check_paths, resume_target
 from ddp_train.distributed.heartbeat import heartbeat
 from ddp_train.engine.stop_signals import StopSignals
 from ddp_train.process_end import end_together, end_with
@@ -41,9 +41,8 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
     prepare_output()
     try:
         config = parse(sys.argv[1:] if argv is None else argv)
-        if is_restart() and config.run.resume is None:
-            # The ranks were restarted after a failure: continue from the last checkpoint.
-            config = with_values(config, {"resume": "auto"})
+        if is_restart():
+            config = _continued(config)
         missing_packages.need("torch", "numpy", "psutil")
         missing_packages.need_torch((2, 11), "the trainer")
         check_paths(config)
@@ -56,6 +55,16 @@ def main(argv: Sequence[str] | None = None, stop: StopSignals | None = None) -> 
     if (line := finished(config)) is not None:
         return end_together(line, status=0, speaks=os.environ.get("RANK", "0") == "0")
     return _run(config, stop or StopSignals())
+
+
+def _continued(config: Config) -> Config:
+    """The options after a restart: continue from this run's last checkpoint, where it has written one, and not again
+    from a checkpoint elsewhere from which it began."""
+    run, own = config.run, resume_target("auto", config.run.out_dir)
+    begun = resume_target(run.resume, run.out_dir)
+    if begun is None or (own is not None and own.parent.resolve() != begun.parent.resolve()):
+        return with_values(config, {"resume": "auto"})
+    return config
 
 
 def _run(config: Config, stop: StopSignals) -> int:

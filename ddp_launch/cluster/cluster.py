@@ -32,6 +32,7 @@ class Cluster:
     from, for the plan; `names`: the nodes by rank, empty where only their number is known; `first`: whether this node's
     rank makes it the owner of the endpoint, None where the rank does not decide that; `last_call_s`: how long the
     least number of nodes waits for more, None for the default.
+    `settings`: the options of the bundled trainer that must be the same on all nodes.
 
     Filled in by `network.locate`: `interface` and `address`, which this node uses to reach the endpoint;
     `hosts_store`: whether the endpoint is this node, None while that is unknown.
@@ -49,6 +50,7 @@ class Cluster:
     interface: str | None = None
     address: str | None = None
     hosts_store: bool | None = None
+    settings: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

@@ -30,13 +30,22 @@ class Detected:
     outside: str | None = None
 
 
-def number(environ: Mapping[str, str], *names: str, least: int = 0) -> int | None:
-    """The value of the first of these variables that is set. Errors: OptionError where it is no whole number."""
+def number(environ: Mapping[str, str], *names: str, least: int = 0, largest: int | None = None) -> int | None:
+    """The value of the first of these variables that is set. Errors: OptionError where it is no such whole number."""
     for name in names:
         text = environ.get(name, "").strip()
         if not text:
             continue
-        if text.isdecimal() and len(text) <= 18 and int(text) >= least:
+        if text.isdecimal() and len(text) <= 18 and least <= int(text) <= (largest or int(text)):
             return int(text)
-        raise OptionError(f"{name}={text!r} in the environment: expected a whole number from {least}")
+        to = "" if largest is None else f" to {largest}"
+        raise OptionError(f"{name}={text!r} in the environment: expected a whole number from {least}{to}")
     return None
+
+
+def port(environ: Mapping[str, str], name: str) -> int | None:
+    """The port in this variable, if it is set. A Kubernetes service named master sets MASTER_PORT=tcp://ADDRESS:PORT.
+
+    Errors: OptionError where it is no port.
+    """
+    return number(environ, name, least=1, largest=65535)

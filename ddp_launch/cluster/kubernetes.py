@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
-from ddp_launch.cluster.detected import Detected, number
+from ddp_launch.cluster.detected import Detected, number, port
+from ddp_launch.cluster.pet import MASTER_PORT, join
 
 PYTORCH_JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 OF_A_RANK = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
@@ -49,7 +50,7 @@ def _pytorch_job(environ: Mapping[str, str]) -> Detected | None:
         source="PyTorchJob",
         nnodes=(pods, pods),
         node_rank=rank,
-        endpoint=f"[{host}]:{environ['MASTER_PORT']}" if ":" in host else f"{host}:{environ['MASTER_PORT']}",
+        endpoint=join(host, port(environ, "MASTER_PORT") or MASTER_PORT),
     )
 
 

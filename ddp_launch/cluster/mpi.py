@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ddp_launch.cluster.detected import Detected, number
+from ddp_launch.cluster.detected import Detected, number, port
 from ddp_launch.cluster.kubernetes import is_loopback
 from ddp_launch.cluster.pet import MASTER_PORT, join
 
@@ -62,4 +62,4 @@ def _endpoint(environ: Mapping[str, str]) -> str | None:
     host = environ.get("MASTER_ADDR")
     if not host or is_loopback(host):
         return None
-    return join(host, number(environ, "MASTER_PORT", least=1) or MASTER_PORT)
+    return join(host, port(environ, "MASTER_PORT") or MASTER_PORT)

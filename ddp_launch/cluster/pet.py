@@ -8,7 +8,7 @@ from typing import TypeVar
 from ddp_core.errors import OptionError
 from ddp_launch.cli.torchrun_compat import LOOPBACK
 from ddp_launch.cli.value_types import endpoint, node_range
-from ddp_launch.cluster.detected import Detected, number
+from ddp_launch.cluster.detected import Detected, number, port
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def read(environ: Mapping[str, str]) -> Detected | None:
     else:
         where = _checked(environ, "PET_RDZV_ENDPOINT", _endpoint)
     if where is None and environ.get("PET_MASTER_ADDR"):
-        where = join(environ["PET_MASTER_ADDR"], number(environ, "PET_MASTER_PORT", least=1) or MASTER_PORT)
+        where = join(environ["PET_MASTER_ADDR"], port(environ, "PET_MASTER_PORT") or MASTER_PORT)
     run_id = environ.get("PET_RDZV_ID") or None
     if nodes is None and rank is None and where is None and run_id is None:
         return None

@@ -6,7 +6,6 @@ module runs them in order, shows each result, and sums up. Imports no torch.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,10 +130,7 @@ def _worst(checks: Sequence[Check]) -> str:
 def _versions() -> Iterator[tuple[str, str]]:
     """(name, version) of each requirement, "missing" where it is not installed."""
     for name in machine.requirements():
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, "missing"
+        yield name, machine.installed_version(name) or "missing"
 
 
 def _show(console: Console, check: Check) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from ddp_core.missing_packages import REQUIREMENTS as REQUIREMENTS_BY_MODULE
 from ddp_launch.doctor.check import INSTALL, Check, Status
 from ddp_train.config.options import Config
 from gpu_topology.host.host import Host
@@ -31,10 +32,26 @@ def requirements() -> dict[str, str]:
     try:
         lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = importlib.metadata.requires("ddp-launch") or []
-        lines = [line for line in lines if "extra" not in line or re.search(r"extra == .train.", line)]
+        lines = _of_the_installed_project()
     found = (re.match(r"([A-Za-z0-9_.-]+)[^#]*?>=\s*([\d.]+)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
+
+
+def _of_the_installed_project() -> list[str]:
+    """The requirements in the project's metadata; without it, as where its folders were copied, those that it knows."""
+    try:
+        lines = importlib.metadata.requires("ddp-launch") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [f"{name}>=0" for name in REQUIREMENTS_BY_MODULE.values()]
+    return [line for line in lines if "extra" not in line or re.search(r"extra == .train.", line)]
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed package; None without one, or where an interrupted pip left a folder without it."""
+    try:
+        return importlib.metadata.version(name) or None
+    except (importlib.metadata.PackageNotFoundError, KeyError):
+        return None
 
 
 def installation() -> Iterator[Check]:
@@ -46,9 +63,8 @@ def installation() -> Iterator[Check]:
     old: list[str] = []
     found: list[str] = []
     for name, least in requirements().items():
-        try:
-            have = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        have = installed_version(name)
+        if have is None:
             missing.append(name)
             continue
         (old if _numbers(have) < _numbers(least) else found).append(f"{name} {have}")
@@ -100,7 +116,9 @@ def _limits(host: Host) -> Check:
 
 def _disk(folder: Path) -> Check:
     """Whether run folders can be written, and how much space there is."""
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    # Path.exists() raises where a folder above cannot be looked into.
+    above = (folder, *folder.absolute().parents)
+    existing = next((path for path in above if os.path.exists(path)), Path("/"))  # noqa: PTH110
     if not os.access(existing, os.W_OK | os.X_OK):
         return Check("disk", "failed", f"no permission to write into {existing}", "name another folder: --out-dir")
     free = shutil.disk_usage(existing).free

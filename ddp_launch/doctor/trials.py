@@ -11,14 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from ddp_core.files import is_folder
 from ddp_launch.cli.options import LaunchOptions
 from ddp_launch.doctor.check import Check
 from ddp_launch.doctor.gpus import Probe
 from ddp_train.config.options import Config
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = (sys.executable, "-P")
+"""For code after -c: the current folder may hold modules that are named like those that torch imports."""
 PROBE_S, DATA_S, TRAINING_S = 120, 300, 300
 EPOCHS = 2
 
@@ -43,23 +47,33 @@ print("\\n" + json.dumps(found))
 """
 
 _DATA = """
-import sys
-from ddp_train import data
-from ddp_train.config.options import DataOptions
+import json, sys
+from pathlib import Path
 from ddp_core.errors import UserError
-options = DataOptions(dataset="cifar10", data_dir=sys.argv[1])
+from ddp_train.config.options import DataOptions
+from ddp_train.data.sources import cifar10, dataset, listing
+options = DataOptions(**json.loads(sys.argv[1]))
+folder = Path(options.data_dir)
 try:
-    data.prepare("cifar10", options)
-    found = data.load("cifar10", options)
+    name, train = options.dataset, listing.find_splits(folder).get("train")
+    if name is None and train is not None and not cifar10.use_torchvision_files(folder):
+        name = None if listing.class_names(train) == cifar10.CLASSES else "folder"
+    if name == "folder":
+        found = dataset.list_files(name, options)
+        sizes = ", ".join(f"{len(split.names)} in {part}" for part, split in found.splits.items())
+        print(f"images of {len(found.train.classes)} classes: {sizes}")
+    elif train is not None or cifar10.has_torchvision_folder(folder):
+        dataset.prepare("cifar10", options)
+        found = dataset.load("cifar10", options)
+        print(f"{len(found.train.labels)} images for training, {len(found.test.labels)} for testing")
 except UserError as error:
     sys.exit(str(error))
-print(f"{len(found.train.labels)} images for training, {len(found.test.labels)} for testing")
 """
 
 
 def probe_torch() -> Probe:
     """What torch reports about itself. Never raises."""
-    status, out, err = _run([sys.executable, "-c", _PROBE], PROBE_S)
+    status, out, err = _run([*PYTHON, "-c", _PROBE], PROBE_S)
     if status is None:
         return Probe(error=f"importing torch took more than {PROBE_S} s")
     if status != 0:
@@ -69,14 +83,20 @@ def probe_torch() -> Probe:
 
 
 def data(config: Config) -> Check:
-    """CIFAR-10 in the data folder: there, complete and readable."""
-    folder = Path(config.data.data_dir)
-    if not folder.is_dir() or not any((folder / name).is_dir() for name in ("cifar-10-batches-py", "train")):
+    """The data folder: CIFAR-10 is there, complete and readable, or a folder of other images can be listed."""
+    options = config.data
+    if options.dataset not in (None, "cifar10", "folder"):
+        return Check("data", "ok", f"--dataset {options.dataset}: the run looks for it")
+    folder = Path(options.data_dir)
+    # As for a run, the folder may be torchvision's own.
+    folder = folder.parent if folder.name == "cifar-10-batches-py" else folder
+    words = json.dumps(asdict(replace(options, data_dir=str(folder.absolute()))))
+    status, out, err = _run([*PYTHON, "-c", _DATA, words], DATA_S) if is_folder(folder) else (0, "", "")
+    if status == 0 and not out.strip():
         given = "data_dir" in config.given
         words = f"{folder} has no CIFAR-10" + ("" if given else ": it is downloaded, or digits are trained on instead")
         expected = "expected there: cifar-10-batches-py/, or train/CLASS/* and test/CLASS/* images"
         return Check("data", "failed" if given else "warning", words, expected)
-    status, out, err = _run([sys.executable, "-c", _DATA, str(folder.absolute())], DATA_S)
     if status == 0:
         return Check("data", "ok", f"{folder}: {out.strip()}")
     words = f"reading {folder} took more than {DATA_S} s" if status is None else _last_line(err)
@@ -87,8 +107,14 @@ def training(options: LaunchOptions, *, torch_works: bool) -> Check:
     """Two epochs on the bundled digits through the launcher, on the devices that it would choose."""
     if not torch_works:
         return Check("training", "failed", "not tried, since torch does not run")
-    with tempfile.TemporaryDirectory(prefix="ddp-launch-doctor-") as folder:
-        command = [sys.executable, str(ROOT / "launch.py"), *_devices(options), "--nnodes", "1"]
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="ddp-launch-doctor-", ignore_cleanup_errors=True)
+    except OSError as error:
+        words = f"not tried, since no temporary folder can be made ({error.strerror or error})"
+        return Check("training", "failed", words, "free some space, or name another folder: TMPDIR=FOLDER")
+    with scratch as folder:
+        # An installed package has no launch.py.
+        command = [sys.executable, str(ROOT / "ddp_launch" / "__main__.py"), *_devices(options), "--nnodes", "1"]
         command += ["--dataset", "digits", "--epochs", str(EPOCHS), "--out-dir", str(Path(folder) / "run")]
         started = time.monotonic()
         status, _, err = _run(command, TRAINING_S)

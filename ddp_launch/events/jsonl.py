@@ -19,7 +19,8 @@ from types import TracebackType
 
 from ddp_core.errors import OptionError
 
-STANDARD_OUTPUT = "-"
+STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+"""Opened by its name, a file that standard output leads to would be truncated, and overwritten by what ranks print."""
 USER_ERROR_STATUS = 2
 
 Value = str | int | float | bool | None | Mapping[str, "Value"] | Sequence["Value"]
@@ -101,8 +102,8 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _open(path: str) -> int:
-    """The descriptor to write to; `-` is standard output. Errors: OptionError."""
-    if path == STANDARD_OUTPUT:
+    """The descriptor to write to. Errors: OptionError."""
+    if path in STANDARD_OUTPUT:
         # From now on descriptor 1 leads to standard error, so that standard output gets nothing but events.
         file = os.dup(1)
         os.dup2(2, 1)

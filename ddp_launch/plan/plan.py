@@ -102,6 +102,8 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
     settings = _settings(options, topology, selection, host, inherited, environ, cluster, ranks, verdict)
     if training is not None:
         training = training.decided(topology, selection, host, ranks=ranks, nodes=cluster.nnodes[0])
+        if not cluster.one_node:
+            cluster = replace(cluster, settings=training.of_all_ranks)
     program = training.program if training else options.program
     job = _job(options, environ, cluster, program, selection, ranks, settings, binding)
     command = redacted(torchrun(job, program))

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from ddp_core.errors import UserError
 from ddp_launch.cli.options import Program, option_names
 from ddp_train.config import recommend
-from ddp_train.config.options import Config
+from ddp_train.config.options import Config, to_dict
 from ddp_train.config.other_names import MEANT
 from ddp_train.config.parse import parse
 from ddp_train.config.validation import check, check_paths
 from gpu_topology.host.host import Host
 from gpu_topology.select.select import Selection
 from gpu_topology.topology import Gpu, Topology
+
+OF_ALL_RANKS = (
+    *("device", "model", "width_mult", "hidden_dim", "n_layers", "target", "amp"),
+    *("batch_size", "batch_size_per_rank", "accumulate"),
+)
+"""Options that depend on the hardware and must be the same on all ranks of a run, unlike num_workers."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,12 @@ class Training:
     def wants_cpu(self) -> str | None:
         """The user's option that asks for the CPU, None where there is none."""
         return "--device cpu" if self.config.run.device == "cpu" else None
+
+    @property
+    def of_all_ranks(self) -> tuple[tuple[str, str], ...]:
+        """The values of OF_ALL_RANKS that are set."""
+        values = to_dict(self.config)
+        return tuple((name, str(values[name])) for name in OF_ALL_RANKS if values[name] is not None)
 
     def decided(self, topology: Topology, selection: Selection, host: Host, *, ranks: int, nodes: int) -> Training:
         """This run with the settings for the selected hardware. Errors: UserError."""

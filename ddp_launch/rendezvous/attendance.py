@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 SHOWN = 10
@@ -24,11 +24,13 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Node:
-    """A node that joined. `key`: unique to its launcher; `rank`: its node rank, None where it was given none."""
+    """A node that joined. `key`: unique to its launcher; `rank`: its node rank, None where it was given none;
+    `settings`: options that must be the same on all nodes."""
 
     key: str
     host: str
     rank: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Attendance:
@@ -54,6 +56,24 @@ class Attendance:
     def ended(self) -> str | None:
         """Why another node has ended the run; None where none has."""
         return self._store.get(END).decode() if self._store.check([END]) else None
+
+
+def which_settings_differ(nodes: Sequence[Node]) -> str | None:
+    """One line on the first node whose settings differ from those of the first; None where all agree."""
+    first = nodes[0].settings
+    for node in nodes[1:]:
+        if names := [name for name in {**first, **node.settings} if first.get(name) != node.settings.get(name)]:
+            return (
+                f"the nodes would train differently: {_with_settings(nodes[0], names)}, {_with_settings(node, names)};"
+                " give these options on the command line, the same on each node"
+            )
+    return None
+
+
+def _with_settings(node: Node, names: Sequence[str]) -> str:
+    """A node with its values of these settings, as options."""
+    words = " ".join(f"--{name.replace('_', '-')} {node.settings.get(name, 'not set')}" for name in names)
+    return f"{node.host} with {words}"
 
 
 def who_is_missing(

@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousSe
 
 from ddp_launch.cluster.cluster import Cluster
 from ddp_launch.cluster.network import NetworkError, resolve, split_endpoint
-from ddp_launch.rendezvous.attendance import Attendance, Node, who_is_missing
+from ddp_launch.rendezvous.attendance import Attendance, Node, which_settings_differ, who_is_missing
 from ddp_launch.rendezvous.remote_failures import RemoteFailures
 from ddp_launch.rendezvous.single_node import listen
 from ddp_launch.torch_internals import HookedRendezvous, change_join_timeout
@@ -114,7 +114,7 @@ class SeveralNodes(HookedRendezvous):
         super().__init__(settings, SEVERAL_NODES, store, backend, node)
         _notice_silence(split_endpoint(cluster.endpoint or "")[1])
         with self._explained():
-            self._attendance.enter(Node(repr(node), socket.gethostname(), rank))
+            self._attendance.enter(Node(repr(node), socket.gethostname(), rank, dict(cluster.settings)))
 
     @property
     def use_agent_store(self) -> bool:
@@ -127,11 +127,21 @@ class SeveralNodes(HookedRendezvous):
         self.forget_store()
         with self._explained():
             info = super().next_rendezvous()
+            self._compare_settings()
         self._patience.has_begun = True
         change_join_timeout(self._patience, timedelta(seconds=self._meeting.cluster.rdzv_timeout_s))
         self._size = info.world_size
         self.remote = RemoteFailures(self._meeting.store, self.round, info.world_size)
         return info
+
+    def _compare_settings(self) -> None:
+        """Errors: MeetingFailed, on every node, where the settings of the nodes differ."""
+        present = {repr(node) for node in self.participants}
+        if words := which_settings_differ([node for node in self._attendance.came() if node.key in present]):
+            self._attendance.end(words)
+            if self._meeting.holds_store:
+                time.sleep(FAREWELL_S)
+            raise MeetingFailed(words)
 
     def shutdown(self) -> bool:
         """See the base class. Waits a moment first: the store ends with this process, and others may still read it."""

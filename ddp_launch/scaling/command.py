@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -57,7 +56,7 @@ def run(options: LaunchOptions, plan: LaunchPlan, launch: Launch) -> int:
     verdict = judge(
         trials,
         global_batch=None if training is None else "batch_size_per_rank" not in training.config.given,
-        cores=len(os.sched_getaffinity(0)),
+        cores=plan.host.usable_cpus,
     )
     notes = notes_of(verdict, gpus=bool(plan.selection.indices))
     if options.json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_core.errors import UserError, one_line
-from ddp_core.files import write_text
+from ddp_core.files import replacing, write_text
 from ddp_core.redaction import redacted
 from ddp_train import data, models
 from ddp_train.assemble.factories import (
@@ -115,7 +116,7 @@ def build(config: Config, ranks: Ranks, device: torch.device, stop: StopSignals 
     techniques = (*techniques, *([balance.technique()] if balance is not None else []))
     components, saver, cost = _components(context, techniques, pipeline, folder, len(dataset.train.labels))
     # After the network is wrapped: DistributedDataParallel's constructor copies rank 0's buffers to all ranks.
-    progress, resumed = _resume(source, saver, dataset, resolved, ranks)
+    progress, resumed = _resume(source, saver, folder, dataset, resolved, ranks)
     components = replace(components, progress=progress, stop=stop or StopSignals())
     shared = () if balance is None else (together(lambda: balance.start(components), ranks),)
     if moved is not None:
@@ -204,7 +205,8 @@ def _components(
 def _saver(
     contents: TrainedState, context: Context, flag_exchange: FlagExchange, folder: RunFolder, advice: Advice
 ) -> Saver:
-    """Create the object that saves checkpoints."""
+    """Create the object that saves checkpoints. Errors: UserError for a state that they cannot hold."""
+    together(contents.check, context.ranks)
     interval, place = read_interval(str(context.config.run.save_every), "--save-every"), (context.ranks, context.device)
     files = folder.latest, folder.best_model
     return Saver(contents, contents.identity, interval, *place, flag_exchange, *files, advice)
@@ -252,7 +254,7 @@ def _load_data(config: Config, ranks: Ranks) -> tuple[Dataset, tuple[str, ...]]:
 
 
 def _resume(
-    source: Path | None, saver: Saver, dataset: Dataset, resolved: Config, ranks: Ranks
+    source: Path | None, saver: Saver, folder: RunFolder, dataset: Dataset, resolved: Config, ranks: Ranks
 ) -> tuple[Progress, tuple[str, ...]]:
     """Restore the checkpoint `source` into everything that has state; returns its progress, and lines for the user.
 
@@ -277,7 +279,27 @@ def _resume(
             notes = (*notes, f"--changed-data accept with --val-split: {drawn}")
         return progress, notes
 
-    return together(restore, ranks)
+    progress, notes = together(restore, ranks)
+    return progress, (*notes, *_take_best_model(source, folder, progress, ranks))
+
+
+def _take_best_model(source: Path, folder: RunFolder, progress: Progress, ranks: Ranks) -> tuple[str, ...]:
+    """Copy the best model of a run that continues in another folder. Where there is none, the best epoch is one of
+    those to come; returns a line for the user."""
+
+    def copied() -> bool:
+        """Copy the best model from beside `source`; returns whether there is one."""
+        theirs = source.with_name(folder.best_model.name)
+        if theirs.is_file() and theirs.resolve() != folder.best_model.resolve():
+            with theirs.open("rb") as file, replacing(folder.best_model) as own:
+                shutil.copyfileobj(file, own)
+        return theirs.is_file()
+
+    if progress.best_epoch == 0 or on_first_rank(copied, ranks):
+        return ()
+    best, progress.best_epoch = progress.best_epoch, 0
+    progress.best_accuracy, progress.best_loss, progress.best_balanced = -1.0, math.inf, -1.0
+    return (f"{folder.best_model.name} of epoch {best} is not beside {source}: the best epoch is one from here on",)
 
 
 def _cost_of_bits(context: Context) -> tuple[str, ...]:

@@ -122,15 +122,19 @@ def wrap(context: Context) -> tuple[nn.Module, DistributedDataParallel | None, t
     """
     network, resolved, ranks, device = context.network, context.config, context.ranks, context.device
     name, shape = resolved.model.model or "small", context.image_shape
+    joins = ranks.world_size > 1 and resolved.shards is None
     # On all ranks: synchronised batch norm waits for the others, and DistributedDataParallel needs the same answer.
-    mine = together(lambda: models.without_gradient(name, context.network, shape, device), ranks)
+    passes, last = trial.PASSES if joins else 1, resolved.model.channels_last
+    mine = together(
+        lambda: models.without_gradient(name, context.network, shape, device, passes=passes, channels_last=last), ranks
+    )
     untrained = sorted({parameter for found in gather(mine, ranks) for parameter in found})
     lines = (f"no gradient reaches {', '.join(untrained)}",) if untrained else ()
     if resolved.model.compile:
         # Compile before wrapping: torch 2.15 does not compile the wrapper itself. In DistributedDataParallel's forward
         # pass the graph is split at its buckets, so that their all-reduces still overlap with the backward pass.
         network = torch.compile(network, mode=resolved.model.compile_mode)  # type: ignore[assignment]
-    if ranks.world_size == 1 or resolved.shards is not None:
+    if not joins:
         return network, None, lines
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     # torch 2.15 renamed the option and warns about the old name.
@@ -151,7 +155,8 @@ def deliver_as_cast(context: Context, techniques: Sequence[Technique], pipeline:
     dtype, looked_at = context.precision.dtype, any(t.batch is not None or t.choose is not None for t in techniques)
     if dtype is None or looked_at or context.config.regularize.technique is not None:
         return
-    if trial.only_convolves(context.network, context.image_shape, context.device):
+    last = context.config.model.channels_last
+    if trial.only_convolves(context.network, context.image_shape, context.device, channels_last=last):
         pipeline.image_dtype = dtype
 
 

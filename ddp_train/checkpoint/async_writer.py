@@ -38,6 +38,8 @@ class CheckpointWriter:
         self._failure = ""
         self._error: BaseException | None = None
         self._kept: bool | None = None
+        self._missing: Mapping[Path, Mapping[str, object]] = {}
+        """Files of a write that failed: the next checkpoint refers to them, too."""
 
     def save(
         self,
@@ -59,7 +61,8 @@ class CheckpointWriter:
             return False
         self.wait()
         known: dict[object, torch.Tensor] = {}
-        files = {path: copy_to_host(content, "state_dict", known) for path, content in (first or {}).items()}
+        files = dict(self._missing)
+        files |= {path: copy_to_host(content, "state_dict", known) for path, content in (first or {}).items()}
         content = copy_to_host(state, "state", known)
         self._thread = threading.Thread(target=self._run, args=(content, step, files), name="checkpoint")
         self._thread.start()
@@ -89,6 +92,7 @@ class CheckpointWriter:
         except checkpoint_format.NotFinite as error:
             self._error = error  # another attempt would write the same
         except UserError as error:
+            self._missing = first
             self._failures, self._failure = self._failures + 1, str(error)
             if self._failures >= GIVE_UP_AFTER:
                 self._error = UserError(f"{error}; given up after {self._failures} failures in a row")
@@ -98,7 +102,7 @@ class CheckpointWriter:
         except BaseException as error:  # raised again in the training thread
             self._error = error
         else:
-            self._failures = 0
+            self._failures, self._missing = 0, {}
             self.written += 1
 
     def _write(self, state: Mapping[str, object], step: int) -> None:

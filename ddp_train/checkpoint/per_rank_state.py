@@ -106,7 +106,7 @@ def _fingerprint(value: object) -> Tensor | int:
     words = words.view(_WORDS[words.element_size()])
     if words.numel() > _ORDERED:
         return words.sum(dtype=torch.int64)
-    order = torch.arange(1, 2 * words.numel(), 2, dtype=torch.int64, device=words.device)
+    order = torch.arange(1, 2 * words.numel() + 1, 2, dtype=torch.int64, device=words.device)  # empty for no words
     return (words.flatten().to(torch.int64) * order).sum()
 
 

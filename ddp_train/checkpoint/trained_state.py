@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddp_core.errors import UserError
 from ddp_train import optim
 from ddp_train.checkpoint.progress import Progress, machine_differences, why_not_resumed
+from ddp_train.checkpoint.values import checked_copy
 from ddp_train.technique import Context, Technique
 
 
@@ -56,6 +59,13 @@ class TrainedState:
             elif name not in self._looks:
                 raise ValueError(f"it was trained without {name}")
 
+    def check(self) -> None:
+        """Errors: UserError for a state that no checkpoint can hold, such as an array that a user's network adds."""
+        try:
+            checked_copy(self.state_dict(), "state", lambda tensor: tensor)
+        except TypeError as error:
+            raise UserError(f"no checkpoint could be written: {error}") from None
+
     def weights(self) -> Iterable[Tensor]:
         """See Contents."""
         return self._network.state_dict().values()
@@ -66,6 +76,8 @@ class TrainedState:
 
     def resumed(self, saved: Mapping[str, Any], progress: Progress) -> tuple[str, ...]:
         """See Contents. Returns a line where --reproducible cannot guarantee the same bits."""
+        if self.identity["config"]["epochs"] > saved.get("config", {}).get("epochs", math.inf):
+            progress.stopped = False  # more epochs were asked for than the run had when it was stopped early
         if progress.step_in_epoch == 0:
             progress.step = progress.epoch * self.identity["steps_per_epoch"]  # another global batch, perhaps
         changed = machine_differences(saved, self.identity)

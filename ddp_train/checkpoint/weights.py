@@ -30,6 +30,8 @@ _NESTED = (
     "state_dict_ema",
 )
 """Where checkpoints of other programs keep the state_dict."""
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+"""Heads for training alone, which torchvision's weights of inception_v3 and googlenet have, and the models here not."""
 _SHOWN = 3
 
 
@@ -42,6 +44,7 @@ def load_weights(network: nn.Module, source: str, model: str) -> tuple[str, ...]
     found = _imagenet(model) if source == IMAGENET else _read(Path(source))
     own: dict[str, Tensor] = network.state_dict()
     found = _renamed(found, own)
+    found = {name: value for name, value in found.items() if name in own or not name.startswith(_AUXILIARY)}
     head = _other_classes(network, found, own)
     fitting = {name: value for name, value in found.items() if name not in head}
     missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]

@@ -60,7 +60,7 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
         given |= _read_yaml(PRESETS / f"{preset}.yaml", "preset")
     if (file := typed.pop("config", None)) is not None:
         filed = _read_yaml(Path(str(file)), "--config")
-    given |= filed | {name: _value(name, value, flag(name)) for name, value in typed.items()}
+    given = _over(_over(given, filed), {name: _value(name, value, flag(name)) for name, value in typed.items()})
     values = _resumed(given) | given
     values.setdefault("optimizer", default_optimizer(values.get("model")))
     wanted = {name for name in typed if _stays(name, again)} | {
@@ -72,6 +72,12 @@ def parse(argv: Sequence[str], *, prog: str = "ddp_train/main.py", complete: boo
     config = with_values(Config(given=frozenset(given), wanted=frozenset(wanted if complete else ())), values)
     check(config, to_train=complete)
     return config
+
+
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `upper` over those of `lower`; the batch in one form replaces it in the other."""
+    forms = {"batch_size": "batch_size_per_rank", "batch_size_per_rank": "batch_size"}
+    return {name: value for name, value in lower.items() if upper.get(forms.get(name, "")) is None} | dict(upper)
 
 
 def _stays(name: str, replaced: Set[str]) -> bool:

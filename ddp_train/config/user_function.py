@@ -19,6 +19,8 @@ def load_function(option: str, name: str, **arguments: object) -> Callable[..., 
     the function is not found or does not take them.
     """
     module, _, function = name.partition(":")
+    if "/" in module or module.startswith(".") or module.endswith(".py"):
+        raise UserError(f"{option} {name}: is a path; name the module as in an import, such as package.module:function")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:

@@ -6,12 +6,12 @@ It does not change a run. Cost: under a microsecond for each beat, of which a st
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 
-from ddp_train.data.pipeline.window import Batch, Pipeline, Window
+from ddp_train.data.pipeline.window import Batch, Pipeline, Window, never
 from ddp_train.distributed.heartbeat import Heartbeat, heartbeat
 from ddp_train.technique import Context, Technique
 from ddp_train.torch_internals import on_compilation
@@ -97,9 +97,9 @@ class Watched:
                     return
             yield batch
 
-    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+    def evaluate(self, split: str | None = None, interrupted: Callable[[], bool] = never) -> Iterator[Batch]:
         """See Pipeline; each batch is a heartbeat."""
-        for batch in self._pipeline.evaluate() if split is None else self._pipeline.evaluate(split):
+        for batch in self._pipeline.evaluate(split, interrupted):
             self._heart.alive()
             yield batch
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from ddp_core.errors import Stopped
 from ddp_train.checkpoint.manager import HasState
-from ddp_train.data.pipeline.window import Batch
+from ddp_train.data.pipeline.window import Batch, Pipeline
 from ddp_train.distributed.process_group import to_host
 from ddp_train.engine.components import LoopParts
 from ddp_train.engine.metrics import Metrics
@@ -90,16 +90,20 @@ class StepBoundary:
         flags = self._components.flag_exchange.exchange({"stop": self._components.stop.received})
         self._stop_if_asked(flags, saved=True)
 
-    def until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def until_stopped(self, pipeline: Pipeline) -> Iterator[Batch]:
         """The batches of an evaluation; when a rank has to stop, all interrupt it, as the rest could take too long.
 
         Errors: Stopped; the resumed run continues with this evaluation.
         """
         stop, cut = self._components.stop, False
-        for batch in batches:
-            if cut := bool(stop.received):
-                break
-            yield batch
+
+        def interrupted() -> bool:
+            """Whether this rank has to stop."""
+            nonlocal cut
+            cut = bool(stop.received)
+            return cut
+
+        yield from pipeline.evaluate(interrupted=interrupted)
         agreed = self._components.flag_exchange.exchange({"stop": stop.received, "interrupted": cut})
         if agreed["interrupted"]:
             self._stop_if_asked(agreed)

@@ -63,7 +63,7 @@ class Trainer:
     def best(self) -> Best:
         """The best epoch so far."""
         progress, split = self.progress, self.components.pipeline.selection
-        accuracy = progress.best_accuracy if progress.epoch else None
+        accuracy = progress.best_accuracy if progress.best_epoch else None
         return Best(progress.best_epoch or None, accuracy, split, progress.best_balanced)
 
     def fit(self) -> Progress:
@@ -93,7 +93,7 @@ class Trainer:
         if components.evaluated is not components.network:
             self._gradient_sync.unify(components.evaluated)
         with self._phase("evaluation"):
-            batches = self._step_boundary.until_stopped(components.pipeline.evaluate())
+            batches = self._step_boundary.until_stopped(components.pipeline)
             scores = evaluate(components.evaluated, batches, components.precision, components.classes)
         components.pipeline.test_batch = scores.at_a_time or components.pipeline.test_batch
         return EpochRecord(

@@ -9,6 +9,7 @@ import math
 import sys
 
 import torch.distributed as dist
+from torch import Tensor
 
 from ddp_core.files import write_text
 from ddp_train.assemble.build import Run
@@ -77,8 +78,14 @@ def _examine(run: Run) -> tuple[Examination | None, Examination | None]:
     if not on_first_rank(load, components.ranks):
         return None, None
     if components.ranks.world_size > 1:
-        for tensor in network.state_dict().values():
-            dist.broadcast(tensor, src=0)
+        state = network.state_dict()
+        extra = on_first_rank(
+            lambda: {name: value for name, value in state.items() if not isinstance(value, Tensor)}, components.ranks
+        )
+        for value in state.values():
+            if isinstance(value, Tensor):
+                dist.broadcast(value, src=0)
+        network.load_state_dict(state | extra)
     classes, diagnostics = len(run.dataset.classes), run.config.diagnostics
     pipeline, final = components.pipeline, run.dataset.final
     plain = examine(network, pipeline.evaluate(final), components.precision, classes, worst=WORST)

@@ -41,7 +41,13 @@ class SavedModel:
         """An Augmentation; its `normalise` turns uint8 images [n, H, W, C] into inputs like those in training."""
         facts = self.facts
         return Augmentation(
-            "none", image_shape=facts.image_shape, mean=facts.mean, std=facts.std, flip_ok=False, device=self.device
+            "none",
+            image_shape=facts.image_shape,
+            mean=facts.mean,
+            std=facts.std,
+            flip_ok=False,
+            channels_last=self.config.model.channels_last,
+            device=self.device,
         )
 
 
@@ -152,6 +158,7 @@ def _as_trained(dataset: Dataset, saved: SavedModel, folder: str) -> Dataset:
 def test_batches(dataset: Dataset, saved: SavedModel, ranks: Ranks, batch_size: int) -> Iterator[Batch]:
     """This rank's share of the test split, `batch_size` images at a time."""
     options = replace(saved.config.data, dataset=None, batch_size=None, batch_size_per_rank=None, drop_last=False)
+    options = replace(options, pipeline="auto")  # images that the run kept in memory may not fit into this machine's
     pipeline = data.build_pipeline(
         dataset,
         options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections import Counter
@@ -66,6 +67,8 @@ class KeptState:
         self._objects: dict[str, Any] = self.kept.__dict__["_objects"]
         self.saved: dict[str, Any] | None = None
         """The state that a resumed run has read; `add` takes out the parts that it restores."""
+        self._groups: list[tuple[torch.optim.Optimizer, list[dict[str, Any]]]] = []
+        """The restored optimizers, with the options of their groups, such as the rate."""
 
     def add(self, things: Mapping[str, Any]) -> None:
         """Keep these, and restore those that the checkpoint has. Errors: UserError that names the argument."""
@@ -93,13 +96,21 @@ class KeptState:
                 "another out_dir, or Run(resume=None), starts afresh"
             )
         try:
-            return _load(thing, part.pop(name))
+            found = _load(thing, part.pop(name))
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"run.keep({name}=...): what the checkpoint has does not fit this {_kind(thing)} ({reason}); "
                 "another out_dir, or Run(resume=None), starts afresh"
             ) from None
+        if isinstance(thing, torch.optim.Optimizer):
+            groups = [{key: value for key, value in group.items() if key != "params"} for group in thing.param_groups]
+            self._groups.append((thing, copy.deepcopy(groups)))
+        for optimizer, groups in self._groups:  # a schedule that was made since has set its own first rate
+            if getattr(thing, "optimizer", None) is optimizer:
+                for group, values in zip(optimizer.param_groups, groups, strict=False):
+                    group.update(copy.deepcopy(values))
+        return found
 
     def left_over(self) -> list[str]:
         """The names of what the checkpoint has and no call of `add` has restored."""
@@ -189,7 +200,7 @@ def _with_counters(state: Any, now: Any) -> Any:
 
 
 def _load(thing: Any, state: Any) -> Any:
-    """Load `state` into `thing`. Returns what is kept from now on: the object, or for a plain value the saved one."""
+    """Load `state` into `thing`. Returns what is kept from now on: it, or for a number or text the saved one."""
     if isinstance(thing, torch.Generator):
         thing.set_state(state)
     elif isinstance(thing, np.random.Generator):
@@ -204,6 +215,11 @@ def _load(thing: Any, state: Any) -> Any:
             if thing.shape != state.shape:
                 raise ValueError(f"a tensor of shape {list(state.shape)} into one of {list(thing.shape)}")
             thing.copy_(state)
+    elif isinstance(thing, list) and isinstance(state, list):  # the program may hold it under a name of its own
+        thing[:] = state
+    elif isinstance(thing, dict) and isinstance(state, dict):
+        thing.clear()
+        thing.update(state)
     elif isinstance(thing, PLAIN):
         return state
     else:

@@ -3,7 +3,8 @@
 DistributedDataParallel averages the gradients of one backward pass after each forward pass of the network. A further
 backward pass (two losses of one output, or two forward passes and then two backward passes) adds this rank's own part.
 The version numbers of the gradients show it; such gradients are averaged in the step. That is exact: the part that is
-the same on all ranks already is its own mean.
+the same on all ranks already is its own mean. Parameters that were frozen when their network was joined, and are
+trained later, are unknown to DistributedDataParallel: all of their gradients are late.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ from torch import nn
 from ddp_train.distributed.process_group import Ranks, average
 from ddp_train.library.model import Joined
 
-Marks = list[tuple[Joined, list[nn.Parameter], list[int]]]
+Marks = list[tuple[Joined | None, list[nn.Parameter], list[int]]]
 
 
 class LateGradients:
-    """The parameters of the `joined` networks whose gradients have a part that was not averaged over the ranks."""
+    """The parameters whose gradients have a part that was not averaged over the ranks.
 
-    def __init__(self, joined: Iterable[Joined], ranks: Ranks) -> None:
+    joined: the wrapped networks; networks: all, without wrappers.
+    """
+
+    def __init__(self, joined: Sequence[Joined], networks: Iterable[nn.Module], ranks: Ranks) -> None:
         self._ranks = ranks
-        self._networks = [(one, [p for p in one.module.parameters() if p.requires_grad]) for one in joined]
+        self._networks = [(one, [p for p in one.reduced if p.requires_grad]) for one in joined]
+        reduced = {id(p) for one in joined for p in one.reduced}
+        everything = [p for network in networks for p in network.parameters()] if ranks.world_size > 1 else []
+        self._frozen = [p for p in everything if id(p) not in reduced]
         self._late: set[int] = set()
 
     def before(self) -> Marks:
         """Call before a backward pass; what it returns is for `after`."""
-        marks = []
+        trained = [p for p in self._frozen if p.requires_grad]
+        marks: Marks = [(None, trained, _versions(trained))] if trained else []
         for network, parameters in self._networks:
             if network.require_backward_grad_sync:
                 # Its gradients are averaged only after a pass has reached all of them: one shows it.
@@ -42,7 +50,7 @@ class LateGradients:
         for network, parameters, versions in marks:
             pairs = zip(parameters, versions, _versions(parameters), strict=True)
             changed = [id(parameter) for parameter, old, new in pairs if old != new]
-            if not network.averages:
+            if network is None or not network.averages:
                 self._late.update(changed)
             elif changed:
                 network.averages = False

@@ -7,11 +7,12 @@ trained. Each rank gets the same number of batches; a rank without samples gets 
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -303,4 +304,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return type(batch)(to_device(value, device) for value in batch)
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        clone = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(clone, field.name, to_device(getattr(batch, field.name), device))  # it may be frozen
+        return clone
+    return batch

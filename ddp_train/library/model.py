@@ -2,12 +2,13 @@
 
 On several ranks it is DistributedDataParallel with three differences: it has the attributes and the state_dict of the
 network itself, buffers are averaged once an epoch instead of broadcast in each step, and an empty batch passes: the
-network sees a made-up sample, in evaluation mode, and the caller gets outputs of length 0, so that this rank takes part
-in the step with a gradient of zero.
+network sees a made-up sample, without a trace in batch statistics, and the caller gets outputs of length 0, so that
+this rank takes part in the step with a gradient of zero.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,6 +39,8 @@ class Joined(DistributedDataParallel):
         self._samples = samples
         self.averages = False
         """Whether the next backward pass that reaches the network averages its gradients over the ranks."""
+        self.reduced = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        """The parameters whose gradients it averages: those that were trained when it was made."""
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's forward pass; gradients of its parameters are averaged over the ranks."""
@@ -64,21 +67,39 @@ class Joined(DistributedDataParallel):
 
     def _without_samples(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         modes = [(module, module.training) for module in self.module.modules()]
-        self.module.eval()
+        for module in self.module.modules():
+            # Normalisation and dropout take no notice of the sample. What joins other modules stays as it is, as its
+            # outputs in evaluation may be others, and so does an RNN: cuDNN has no backward pass for its evaluation.
+            if next(module.buffers(recurse=False), None) is not None or next(module.children(), None) is None:
+                module.training = module.training and isinstance(module, nn.RNNBase)
         try:
-            one, is_empty = _made_up(inputs, 1), not _same(inputs, named)
-            output = super().forward(*one, **_made_up(named, 1))
-            if not is_empty:
-                return output
+            if _same(inputs, named):
+                return super().forward(*inputs, **named)
             with torch.no_grad():
-                two = self.module(*_made_up(inputs, 2), **_made_up(named, 2))
+                try:
+                    fill, two = 0, self.module(*_made_up(inputs, 2), **_made_up(named, 2))
+                except (RuntimeError, ValueError, IndexError):  # a length of 0, or a mask that leaves nothing
+                    fill, two = 1, self.module(*_made_up(inputs, 2, 1), **_made_up(named, 2, 1))
+            output = super().forward(*_made_up(inputs, 1, fill), **_made_up(named, 1, fill))
             try:
-                return emptied(output, two)
+                return emptied(output, two, lists=True)
             except CannotBeEmpty:
                 return output  # a loss, or an object that holds one: it counts with weight 0
         finally:
             for module, training in modes:
                 module.training = training
+
+    def __deepcopy__(self, known: dict[int, Any]) -> Any:
+        """A copy is the network alone, as on one rank: the gradients of the original are those of all ranks."""
+        return copy.deepcopy(self.module, known)
+
+    def named_parameters(self, *args: Any, **options: Any) -> Any:
+        """The network's own parameters: the same names on any number of ranks."""
+        return self.module.named_parameters(*args, **options)
+
+    def named_buffers(self, *args: Any, **options: Any) -> Any:
+        """The network's own buffers."""
+        return self.module.named_buffers(*args, **options)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """The network's own state: the same names on any number of ranks."""
@@ -95,14 +116,16 @@ class Joined(DistributedDataParallel):
             return getattr(super().__getattr__("module"), name)
 
 
-def _made_up(value: Any, samples: int) -> Any:
-    """`value` with each empty tensor replaced by zeros for `samples` samples."""
+def _made_up(value: Any, samples: int, fill: int = 0) -> Any:
+    """`value` with each empty tensor replaced by one of zeros, or of `fill`, for `samples` samples."""
     if isinstance(value, Tensor) and not value.numel():
-        return value.new_zeros([size or samples for size in value.shape])
+        return value.new_full([size or samples for size in value.shape], fill)
     if isinstance(value, Mapping):
-        return with_values(value, {name: _made_up(item, samples) for name, item in value.items()})
+        return with_values(value, {name: _made_up(item, samples, fill) for name, item in value.items()})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_made_up(item, samples, fill) for item in value))
     if type(value) in (list, tuple):
-        return type(value)(_made_up(item, samples) for item in value)
+        return type(value)(_made_up(item, samples, fill) for item in value)
     return value
 
 
@@ -112,7 +135,7 @@ def _same(*values: Any) -> bool:
         _same(*value.values())
         if isinstance(value, Mapping)
         else _same(*value)
-        if type(value) in (list, tuple)
+        if type(value) in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields"))
         else not (isinstance(value, Tensor) and not value.numel())
         for value in values
     )

@@ -123,23 +123,29 @@ def empty_batch(collate: Collate, sample: Any) -> tuple[Any, bool]:
         return one, True
 
 
-def emptied(one: Any, two: Any) -> Any:
+def emptied(one: Any, two: Any, *, lists: bool = False) -> Any:
     """The batch without samples, from the batches of one sample and of the same sample twice. Errors: CannotBeEmpty.
 
     Dimensions in which the two differ count the samples; what is the same in both does not depend on their number.
+    lists: cut a list of the samples' own tensors too. A network that takes one, as for detection, needs a sample in it.
     """
+    cut = functools.partial(emptied, lists=lists)
     if isinstance(one, Tensor | np.ndarray) and type(one) is type(two):
         if one.ndim != two.ndim:
             raise CannotBeEmpty
         return one[tuple(slice(0, 0 if a != b else None) for a, b in zip(one.shape, two.shape, strict=True))]
     if isinstance(one, Mapping):
-        return with_values(one, {name: emptied(value, two[name]) for name, value in one.items()})
+        return with_values(one, {name: cut(value, two[name]) for name, value in one.items()})
     if isinstance(one, PackedSequence):  # a namedtuple whose fields belong together
         raise CannotBeEmpty
     if isinstance(one, tuple) and hasattr(one, "_fields"):
-        return type(one)(*map(emptied, one, two))
+        return type(one)(*map(cut, one, two))
     if type(one) in (list, tuple):
-        return type(one)(map(emptied, one, two) if len(one) == len(two) else ())
+        if len(one) == len(two):
+            return type(one)(map(cut, one, two))
+        if lists or all(isinstance(item, str | bytes | int | float | None) for item in one):
+            return type(one)()
+        raise CannotBeEmpty
     if one is None or (isinstance(one, str | bytes | bool) and one == two):
         return one
     if isinstance(one, int | float) and isinstance(two, int | float):

@@ -38,7 +38,7 @@ class Steps:
         techniques: Sequence[Technique],
     ) -> None:
         self._parts, self._loop, self._networks, self._joined = parts, loop, networks, joined
-        self._late = LateGradients(joined, parts.ranks)
+        self._late = LateGradients(joined, networks, parts.ranks)
         self._parameters = [parameter for network in networks for parameter in network.parameters()]
         self._known = {id(parameter) for parameter in self._parameters}
         self._of: dict[int, list[nn.Parameter]] = {}
@@ -62,6 +62,8 @@ class Steps:
         self._size = 0
         self._scaled: set[int] = set()
         """Under fp16, ids of the optimizers that have stepped with the present loss scale, which changes over time."""
+        self._earlier: list[nn.Parameter] = []
+        """Parameters with a gradient of earlier micro-batches."""
         self._unjoined = ExitStack()
 
     # Called between batches, see loader.Turns.
@@ -92,6 +94,7 @@ class Steps:
             return
         self._counted = False
         self._unjoined.close()
+        self._earlier = [] if part.first else [p for p in self._parameters if p.grad is not None]
         if not part.last:
             self._unjoined = ExitStack()
             for model in self._joined:
@@ -145,6 +148,11 @@ class Steps:
     def backward(self, loss: Tensor, *, mean: bool, retain_graph: bool = False, of: Loader | None = None) -> None:
         """See Run.backward."""
         part = self._part_of(of)
+        if any(parameter.grad is None for parameter in self._earlier):
+            raise UserError(
+                "run.backward(): the gradients of this step's earlier micro-batches were cleared: leave out "
+                "zero_grad(); run.step() clears them after the last"
+            )
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise UserError(f"run.backward() takes one number, the sum over this rank's part of the batch, not {shape}")
@@ -164,7 +172,13 @@ class Steps:
             self._end_scale()
         heartbeat.beat("backward")
         marks = self._late.before()
+        # Without samples the gradient is zero: 0 / 0 in the pass over a made-up one must not count.
+        zeroed = (
+            [] if part.samples else [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
+        )
         self._parts.precision.backward(loss, weight, retain_graph=retain_graph)
+        for hook in zeroed:
+            hook.remove()
         self._late.after(marks)
         heartbeat.beat("forward")
 
@@ -226,6 +240,7 @@ class Steps:
                 closure()
             apply()
         self._loop.begin_step()
+        self._earlier = [p for p in self._earlier if p.grad is not None]  # the step has cleared its own
         self._stepped, self.optimizer = True, optimizer
         heartbeat.beat("forward")
         return True

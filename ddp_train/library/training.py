@@ -112,7 +112,9 @@ class Training:
         if not complete:  # the user has left the loop: the run is over, and is not continued
             self.steps.end_step()
             progress.stopped = True
-            if run._kept_something:
+            if progress.step_in_epoch:  # its record, and its best weights, count like those of any other epoch
+                self.end_epoch(progress.epoch)
+            elif run._kept_something:
                 run._saver.save(progress)
         if run._kept_something:
             run._saver.finish()

@@ -117,11 +117,16 @@ def create_from_options(
     )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     if not is_users(name := options.model or "small"):
+        if options.weights == "imagenet" and hasattr(network, "transform_input"):
+            # googlenet and inception_v3: these weights are for images of another scale.
+            network.transform_input = True  # type: ignore[assignment]
         return network.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
     with naming(name):
         trial.check_parameters(network)
+        if any(tensor.ndim == 5 for tensor in (*network.parameters(), *network.buffers())):
+            layout = torch.contiguous_format  # torch refuses channels last for five dimensions (Conv3d)
         network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
-        trial.check_outputs(network, num_classes, image_shape, device)
+        trial.check_outputs(network, num_classes, image_shape, device, channels_last=options.channels_last)
     return network
 
 
@@ -130,10 +135,21 @@ def is_users(name: str) -> bool:
     return ":" in name and not name.startswith(TORCHVISION)
 
 
-def without_gradient(name: str, network: nn.Module, image_shape: ImageShape, device: torch.device) -> tuple[str, ...]:
-    """The trainable parameters of a user's network that get no gradient; none in models by name. Errors: UserError."""
+def without_gradient(
+    name: str,
+    network: nn.Module,
+    image_shape: ImageShape,
+    device: torch.device,
+    *,
+    passes: int = 1,
+    channels_last: bool = True,
+) -> tuple[str, ...]:
+    """The trainable parameters of a user's network that get no gradient in each of the passes, or in some; none in
+    models by name. Errors: UserError."""
     with naming(name):
-        return trial.without_gradient(network, image_shape, device) if is_users(name) else ()
+        if not is_users(name):
+            return ()
+        return trial.without_gradient(network, image_shape, device, passes=passes, channels_last=channels_last)
 
 
 @contextmanager

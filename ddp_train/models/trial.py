@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +23,14 @@ from torch.overrides import TorchFunctionMode
 
 from ddp_core.errors import UserError
 from ddp_train.models.blocks import ImageShape
+
+PASSES = 16
+"""Passes that show which layers a network leaves out now and then: one that it skips with a probability of 0.2 is
+noticed in 96 of 100 trials, one of several such layers almost surely."""
+PASSES_S = 2.0
+"""Once they have taken so many seconds, only the one in evaluation mode follows: a large network on a CPU."""
+SOMETIMES = " (in some passes)"
+"""Follows the name of a parameter that only some of the passes do not reach."""
 
 
 def check_parameters(network: nn.Module) -> None:
@@ -39,13 +49,15 @@ def check_parameters(network: nn.Module) -> None:
         raise UserError("no parameter is to be trained (requires_grad): to keep some of them as they are use --freeze")
 
 
-def check_outputs(network: nn.Module, classes: int, image_shape: ImageShape, device: torch.device) -> None:
+def check_outputs(
+    network: nn.Module, classes: int, image_shape: ImageShape, device: torch.device, *, channels_last: bool = True
+) -> None:
     """Refuse a network that does not give logits [N, classes] for images [N, *image_shape]. Errors: UserError.
 
     If the output is a dictionary or an object, such as Hugging Face's ModelOutput, its field `logits` is used.
     """
     with _tried(network, device) as tried, torch.no_grad():
-        for images in (_images(count, image_shape, device) for count in (2, 1)):
+        for images in (_images(count, image_shape, device, channels_last) for count in (2, 1)):
             output: object = _pass(tried.train(len(images) > 1), images)
             if not isinstance(output, Tensor) and isinstance(_logits(output), Tensor):
                 for module in {network, tried}:
@@ -63,31 +75,48 @@ def check_outputs(network: nn.Module, classes: int, image_shape: ImageShape, dev
                 raise UserError(f"returns {str(output.dtype).removeprefix('torch.')}; logits are real numbers")
 
 
-def without_gradient(network: nn.Module, image_shape: ImageShape, device: torch.device) -> tuple[str, ...]:
-    """The trainable parameters that a backward pass does not reach. Errors: UserError where it reaches none."""
+def without_gradient(
+    network: nn.Module, image_shape: ImageShape, device: torch.device, *, passes: int = 1, channels_last: bool = True
+) -> tuple[str, ...]:
+    """The trainable parameters that a backward pass does not reach. Errors: UserError where it reaches none.
+
+    passes: the last of several is in evaluation mode, in which a rank without samples takes part in a step.
+    """
+    missed: Counter[str] = Counter()
     with _tried(network, device) as tried, torch.enable_grad():
-        output = _pass(tried.train(), _images(2, image_shape, device))
-        if not output.requires_grad:
-            raise UserError("its logits do not depend on a trainable parameter (detach, no_grad?)")
-        reporting(lambda: output.float().sum().backward())
-        sparse = (n for n, p in tried.named_parameters() if p.grad is not None and p.grad.layout != torch.strided)
-        if (name := next(sparse, None)) is not None:
-            raise UserError(f"{name} gets a sparse gradient, which the optimizers here do not take: sparse=False")
-        # A forward that was assigned to the network (`network.forward = function`) may use the original's parameters.
-        both = zip(network.named_parameters(), tried.parameters(), strict=True)
-        return tuple(n for (n, p), q in both if p.requires_grad and p.grad is None and q.grad is None)
+        end, made, last = time.monotonic() + PASSES_S, 0, False
+        while not last:
+            last, made = (made > 0 and time.monotonic() > end) or made + 1 >= passes, made + 1
+            images = _images(2, image_shape, device, channels_last)
+            output = _pass(tried.train(made == 1 or not last), images)
+            if not output.requires_grad:
+                raise UserError("its logits do not depend on a trainable parameter (detach, no_grad?)")
+            reporting(lambda output=output: output.float().sum().backward())
+            sparse = (n for n, p in tried.named_parameters() if p.grad is not None and p.grad.layout != torch.strided)
+            if (name := next(sparse, None)) is not None:
+                raise UserError(f"{name} gets a sparse gradient, which the optimizers here do not take: sparse=False")
+            # A forward that was assigned to the network (`network.forward = function`) may use the original's.
+            both = zip(network.named_parameters(), tried.parameters(), strict=True)
+            missed.update(n for (n, p), q in both if p.requires_grad and p.grad is None and q.grad is None)
+            for one in (network, tried):
+                one.zero_grad(set_to_none=True)
+    return tuple(name if count == made else name + SOMETIMES for name, count in missed.items())
 
 
-def only_convolves(network: nn.Module, image_shape: ImageShape, device: torch.device) -> bool:
-    """Whether a network passes its images to convolutions and linear layers alone, for which autocast casts them."""
-    images, training = _images(2, image_shape, device), network.training
-    uses = _Uses(images)
-    try:
-        with torch.no_grad(), uses:
-            network.eval()(images)
-    finally:
-        network.train(training)
-    return bool(uses.found) and all(function in _CASTING for function in uses.found)
+def only_convolves(
+    network: nn.Module, image_shape: ImageShape, device: torch.device, *, channels_last: bool = True
+) -> bool:
+    """Whether a network passes its images to convolutions and linear layers alone, for which autocast casts them: in
+    evaluation and in training, where it may augment them itself."""
+    images = _images(2, image_shape, device, channels_last)
+    found: list[bool] = []
+    with _tried(network, device) as tried:
+        for training in (False, True):
+            uses = _Uses(images)
+            with torch.set_grad_enabled(training), uses:
+                tried.train(training)(images)
+            found.append(bool(uses.found) and all(function in _CASTING for function in uses.found))
+    return all(found)
 
 
 _CASTING = frozenset({torch.conv1d, torch.conv2d, torch.conv3d, nn.functional.linear})
@@ -116,17 +145,23 @@ def _logits(output: object) -> Any:
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
 
 
-def _images(count: int, image_shape: ImageShape, device: torch.device) -> Tensor:
-    """Images as a pipeline hands them over: float32, channels last."""
+def _images(count: int, image_shape: ImageShape, device: torch.device, channels_last: bool) -> Tensor:
+    """Images as a pipeline hands them over: float32."""
     generator = torch.Generator().manual_seed(0)
     channels, height, width = image_shape
-    return torch.rand((count, height, width, channels), generator=generator).to(device).permute(0, 3, 1, 2)
+    images = torch.rand((count, height, width, channels), generator=generator).to(device).permute(0, 3, 1, 2)
+    return images if channels_last else images.contiguous()
 
 
 def _pass(network: nn.Module, images: Tensor) -> Any:
     """A forward pass; its errors name the shape of the images."""
     shape = " x ".join(map(str, images.shape[1:]))
-    return reporting(lambda: network(images), f" for images of {shape} (image_shape; of a folder: --image-size)")
+    try:
+        return reporting(lambda: network(images), f" for images of {shape} (image_shape; of a folder: --image-size)")
+    except UserError as error:
+        if "view size is not compatible" in str(error) and not images.is_contiguous():
+            raise UserError(f"{error} Or add --no-channels-last") from error.__cause__
+        raise
 
 
 def refuse_order_of_chance(error: Exception) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ddp_core.cli import CommandLine, exit_status
+from ddp_core.errors import UserError
 
 # Command -> what it draws. Each is a module of this package with add_arguments(parser) and run(arguments).
 COMMANDS = {
@@ -31,6 +32,8 @@ def _draw(argv: Sequence[str] | None) -> None:
         command.add_argument("-o", "--output", metavar="FILE.png", required=True, help="where the picture goes")
         importlib.import_module(f"ddp_train.plots.{name}").add_arguments(command)
     arguments = parser.parse_args(argv)
+    if not arguments.output.lower().endswith(".png"):
+        raise UserError(f"--output takes a name that ends in .png, not {arguments.output!r}")
     importlib.import_module(f"ddp_train.plots.{arguments.command}").run(arguments)
 
 

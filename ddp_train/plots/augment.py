@@ -10,6 +10,7 @@ import argparse
 import functools
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,8 +65,9 @@ def augment_figure(dataset: Dataset, seed: int) -> Figure:
     images = plain(chosen, torch.arange(len(chosen)), 0)
     rows: list[tuple[str, list[Tensor]]] = [("the images", [images] * DRAWS)]
     for label, options in SAMPLE_ROWS:
-        augmentation = create_augmentation(dataset, options, seed, "cpu")
-        rows.append((label, [augmentation(chosen, torch.arange(len(chosen)), epoch) for epoch in range(DRAWS)]))
+        with suppress(UserError):  # the images are smaller than what this row erases or adds
+            augmentation = create_augmentation(dataset, options, seed, "cpu")
+            rows.append((label, [augmentation(chosen, torch.arange(len(chosen)), epoch) for epoch in range(DRAWS)]))
     for label, change in BATCH_ROWS:
         batches = [change(images, draw, seed) for draw in range(DRAWS)]
         rows.append((label.format(half=min(dataset.image_shape[1:]) // 2), batches))
@@ -123,7 +125,7 @@ def _dataset(data_dir: str | None) -> Dataset:
     """The data set to draw. Errors: UserError."""
     if data_dir is None:
         return photographs()
-    options = DataOptions(data_dir=data_dir)
+    options = DataOptions(data_dir=data_dir, val_split=0.1)  # so that training images alone are enough
     name = data.resolve(options)[0]
     if name == "digits":
         raise UserError(f"--data-dir {data_dir}: neither CIFAR-10 nor train/CLASS/* and test/CLASS/* images are there")

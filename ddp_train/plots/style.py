@@ -64,7 +64,7 @@ def style(axes: Axes, title: str, unit: str = "", x_label: str = "") -> None:
 
 def legend(axes: Axes, *, loc: str = "best", ncols: int = 1, beside: bool = False) -> None:
     """Add a legend of the labelled curves; `loc` is a location as matplotlib names it. beside: right of the panel."""
-    look = {"fontsize": 9, "frameon": True, "framealpha": 0.9, "edgecolor": "none"}
+    look: dict[str, Any] = {"fontsize": 9, "frameon": True, "framealpha": 0.9, "edgecolor": "none"}
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {"loc": loc}
     shown = axes.legend(ncols=ncols, **place, **look)
     for text in shown.get_texts():

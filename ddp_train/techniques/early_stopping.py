@@ -39,5 +39,5 @@ class _EarlyStopping:
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the best accuracy and the epochs waited since."""
-        self.best, self.waited = state["best"], state["waited"]
+        """Restore the best accuracy and the epochs waited since; a run that had been stopped waits anew."""
+        self.best, self.waited = state["best"], state["waited"] if state["waited"] < self._patience else 0

@@ -61,7 +61,8 @@ def compose(context: Context) -> tuple[Context, tuple[Technique, ...]]:
     first, last = ([f"ddp_train.{e.module}:create" for e in wanted if e.last is late] for late in (False, True))
     techniques: list[Technique] = []
     for maker in (*first, *own, *last):
-        technique = load_function("--technique", maker)(context)
+        create = load_function("--technique", maker)
+        technique = _created(create, context) if maker in last else create(context)
         if not isinstance(technique, Technique):
             raise UserError(f"--technique {maker}: returned a {type(technique).__name__}, not a Technique")
         if technique.edit is not None:
@@ -74,3 +75,12 @@ def compose(context: Context) -> tuple[Context, tuple[Technique, ...]]:
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two techniques are named {repeated}: their states in a checkpoint would be mixed up")
     return context, tuple(techniques)
+
+
+def _created(create: Callable[[Context], Technique], context: Context) -> Technique:
+    """A technique that may copy the network. Errors: UserError for a network that cannot be copied."""
+    try:
+        return create(context)
+    except (TypeError, RuntimeError) as error:
+        option = create.__module__.rpartition(".")[2]
+        raise UserError(f"--{option}: needs a copy of the network, and copy.deepcopy fails ({error})") from error

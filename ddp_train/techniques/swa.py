@@ -90,15 +90,18 @@ def estimate_statistics(
 ) -> None:
     """Estimate batch norm's running statistics again: the plain mean over `batches` (not read without batch norm).
 
-    All other layers are in evaluation mode, so that dropout neither disturbs the estimate nor draws a number.
+    All other layers are in evaluation mode, so that dropout neither disturbs the estimate nor draws a number. A frozen
+    batch norm, which stays in evaluation mode in training, keeps its statistics.
     by_counts: num_batches_tracked weights each batch (which waits for a GPU), since under --reproducible `batches` sets
     the buffers back between logical shards.
     """
-    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    was_training = network.training
+    network.train()
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats and m.training]
     if not norms:
+        network.train(was_training)
         return
     momenta = [module.momentum for module in norms]
-    was_training = network.training
     network.eval()
     for norm in norms:
         norm.reset_running_stats()

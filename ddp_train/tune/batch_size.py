@@ -235,7 +235,7 @@ class _Search:
             step(size)
             wait_for_device(self.device)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error, self.device):
                 raise
             error.__traceback__ = None  # its frames hold the tensors of the step
             release_memory()

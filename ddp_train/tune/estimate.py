@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ddp_train.config.batch_split import ceil_div
+from ddp_train.data.pipeline.window import Batch
 from ddp_train.diagnostics.memory_report import kept_bytes
 from ddp_train.engine.components import Components
 from ddp_train.engine.evaluate import evaluate
@@ -130,16 +131,18 @@ def _time_evaluation(components: Components, test_images: int) -> float:
     """Seconds of an evaluation, from as much of it as some seconds allow."""
     begun, seen = time.perf_counter(), 0
 
-    def some() -> Iterable[object]:
-        """Batches of an evaluation, until EVALUATE_S seconds are over."""
+    def enough() -> bool:
+        """Whether EVALUATE_S seconds are over, and something was evaluated."""
+        return seen > 0 and time.perf_counter() - begun > EVALUATE_S
+
+    def some() -> Iterator[Batch]:
+        """Batches of an evaluation, until it is enough."""
         nonlocal seen
-        for batch in components.pipeline.evaluate():
+        for batch in components.pipeline.evaluate(interrupted=enough):
             seen += len(batch.labels)
             yield batch
-            if time.perf_counter() - begun > EVALUATE_S:
-                return
 
-    evaluate(components.evaluated, some(), components.precision)  # type: ignore[arg-type]
+    evaluate(components.evaluated, some(), components.precision)
     _, mine, _ = components.pipeline.sampler.cut(test_images)
     seconds = (time.perf_counter() - begun) * sum(count for _, count in mine) / max(1, seen)
     return largest_over_ranks(components.device, seconds)[0]

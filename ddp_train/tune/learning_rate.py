@@ -42,15 +42,17 @@ def range_test(trainer: Trainer, steps: int = STEPS) -> Found:
 
     All ranks take part and find the same. Errors: UserError where the loss is not finite from the start.
     """
-    peak = trainer.components.optimizer.param_groups[0]["initial_lr"]
+    components = trainer.components
+    peak = components.optimizer.param_groups[0]["initial_lr"]
     ratio = (HIGHEST / LOWEST) ** (1 / (steps - 1))
-    trainer.components = replace(trainer.components, schedule=lambda step: LOWEST * ratio**step / peak)
+    # Without the guard, which would end the test where a loss is not finite.
+    tested = Trainer(replace(components, schedule=lambda step: LOWEST * ratio**step / peak, nan_guard=None))
     rates: list[float] = []
     losses: list[float] = []
-    epochs = (trainer.components.pipeline.train(epoch) for epoch in itertools.count())
+    epochs = (components.pipeline.train(epoch) for epoch in itertools.count())
     for window in itertools.islice(itertools.chain.from_iterable(epochs), steps):
-        rates.append(LOWEST * ratio**trainer.progress.step)
-        losses.append(trainer.measure_step(window))
+        rates.append(LOWEST * ratio**tested.progress.step)
+        losses.append(tested.measure_step(window))
         smoothed = smooth(losses)
         if not math.isfinite(smoothed[-1]) or smoothed[-1] > RAN_AWAY * min(smoothed):
             break

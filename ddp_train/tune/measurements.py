@@ -86,6 +86,7 @@ def _loader(trainer: Trainer, config: Config, dataset: Dataset) -> Answer:
             seed=config.run.seed,
             local_world_size=ranks.local_world_size,
             channels_last=config.model.channels_last,
+            agree=False,  # each rank measures for itself, for some seconds
         )
         return None if setting.workers is None and not isinstance(pipeline, ResidentPipeline) else pipeline
 

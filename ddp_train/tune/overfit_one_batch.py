@@ -38,7 +38,8 @@ def overfit_one_batch(trainer: Trainer, steps: int, classes: int) -> Found:
     """
     components = trainer.components
     techniques = [one for one in components.techniques if one.batch is None and one.loss is None]
-    single = Trainer(replace(components, loss=cross_entropy_sum(), techniques=techniques, schedule=lambda step: 1.0))
+    parts = replace(components, loss=cross_entropy_sum(), techniques=techniques, schedule=lambda step: 1.0)
+    single = Trainer(replace(parts, nan_guard=None))  # which would end the run where the loss is not finite
     first = replace(next(iter(components.pipeline.train(0))), class_weight=None)
     batches = list(first.batches)
     limit = NEAR_ZERO * math.log(max(2, classes))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = "ddp-train-search/1"
-LAUNCHER = Path(__file__).resolve().parents[2] / "launch.py"
+LAUNCHER = Path(__file__).resolve().parents[2] / "ddp_launch" / "__main__.py"  # launch.py is not installed
 USER_ERROR = 2
 
 

@@ -12,7 +12,9 @@ import torch
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.config.options import ModelOptions
+from ddp_train.evaluation.saved_model import open_saved_model
 from ddp_train.models import create_from_options, create_model, without_gradient
+from tests.ddp_train.techniques import runs
 from tests.ranks import ROOT, run_ranks
 
 SHAPE, CPU = (3, 9, 8), torch.device("cpu")
@@ -32,6 +34,7 @@ REFUSED = {
     "other_size": "fails for images of 3 x 9 x 8",
     "half": "fails for images of 3 x 9 x 8",
     "raises": "ValueError: two",
+    "viewed": "Use .reshape(...) instead. Or add --no-channels-last",
     "exits": "SystemExit: 3",
     "sparse": "1.table.weight gets a sparse gradient",
     "detached": "its logits do not depend on a trainable parameter",
@@ -69,6 +72,15 @@ def test_logits_are_found_and_the_trial_leaves_no_trace(name: str) -> None:
     torch.testing.assert_close(tried.eval()(images), logits["logits"] if isinstance(logits, dict) else logits)
 
 
+@pytest.mark.parametrize(("name", "option"), [("volumes", ""), ("viewed", "--no-channels-last")])
+def test_networks_that_do_not_take_channels_last_train(name: str, option: str, tmp_path: Path) -> None:
+    run = runs.make(f"--epochs 1 {option}", tmp_path / "run", named(name))
+    assert run.trainer.fit().epoch == 1
+    saved = open_saved_model(str(tmp_path / "run"), torch.device("cpu"))
+    channels, *size = saved.facts.image_shape
+    assert len(saved.network(saved.normaliser().normalise(torch.zeros((2, *size, channels), dtype=torch.uint8)))) == 2
+
+
 def test_parameters_without_a_gradient_train_on_two_ranks_as_on_one(tmp_path: Path) -> None:
     words = "--dataset synthetic --synthetic-samples 48 --batch-size 16 --epochs 2 --augment none --no-tensorboard"
     words += f" --no-examine --amp off --device cpu --lr 0.01 --model {named('normless')} --out-dir"
@@ -81,3 +93,17 @@ def test_parameters_without_a_gradient_train_on_two_ranks_as_on_one(tmp_path: Pa
         found.append(checkpoint_format.load(out / "checkpoint-latest.pt")["model"])
     for key, alone in found[0].items():
         torch.testing.assert_close(found[1][key], alone, rtol=0, atol=1e-6, msg=key)
+
+
+def test_layers_that_some_passes_leave_out_train_on_two_ranks(tmp_path: Path) -> None:
+    words = "--dataset synthetic --synthetic-samples 96 --batch-size 8 --epochs 2 --augment none --no-tensorboard"
+    words += f" --amp off --device cpu --model {named('skipping')} --out-dir"
+    run_ranks(2, ROOT / "ddp_train" / "main.py", *words.split(), str(tmp_path), folder=tmp_path)
+    printed = (tmp_path / "output-of-rank-0.txt").read_text()
+    for name in ("skipped.bias", "skipped.weight", "training_only.bias", "training_only.weight"):
+        assert f"{name} (in some passes)" in printed
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_refused_before_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no checkpoint could be written: .*_extra_state'\] is a numpy"):
+        runs.make("", tmp_path / "run", named("remembering"))

@@ -52,6 +52,36 @@ class Normless(Small):
         return {"features": None, "logits": self.head(self.features(images).mean((2, 3)))}
 
 
+class Skipping(Normless):
+    """Leaves one layer out of some passes in training, and another one out of evaluation; has an empty buffer and a
+    state of its own."""
+
+    def __init__(self, classes: int, shape: Shape) -> None:
+        super().__init__(classes, shape)
+        self.skipped, self.training_only = nn.Linear(classes, classes), nn.Linear(classes, classes)
+        self.register_buffer("cache", torch.empty(0, 3))
+
+    def get_extra_state(self) -> Any:
+        return {"note": "of version 2"}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"note": "of version 2"}
+
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)["logits"]
+        if not self.training:
+            return self.skipped(logits)
+        logits = self.training_only(logits)
+        return logits if torch.rand(()) < 0.4 else self.skipped(logits)
+
+
+class Remembering(Small):
+    """Keeps an array, which no checkpoint can hold."""
+
+    def get_extra_state(self) -> Any:
+        return np.zeros(3)
+
+
 class ModelOutput(OrderedDict[str, Tensor]):
     """As Hugging Face's."""
 
@@ -99,6 +129,33 @@ def patched(num_classes: int, image_shape: Shape) -> nn.Module:
 
 def normless(num_classes: int, image_shape: Shape) -> nn.Module:
     return Normless(num_classes, image_shape)
+
+
+def skipping(num_classes: int, image_shape: Shape) -> nn.Module:
+    return Skipping(num_classes, image_shape)
+
+
+def volumes(num_classes: int, image_shape: Shape) -> nn.Module:
+    """Takes the channels for a third dimension."""
+    depth, height, width = image_shape
+    layers = nn.Unflatten(1, (1, depth)), nn.Conv3d(1, 2, 3, padding=1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(2 * depth * height * width, num_classes))
+
+
+class View(nn.Module):
+    """Flattens, of contiguous tensors alone."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.view(len(maps), -1)
+
+
+def viewed(num_classes: int, image_shape: Shape) -> nn.Module:
+    channels, height, width = image_shape
+    return nn.Sequential(nn.Conv2d(channels, 2, 3, padding=1), View(), nn.Linear(2 * height * width, num_classes))
+
+
+def remembering(num_classes: int, image_shape: Shape) -> nn.Module:
+    return Remembering(num_classes, image_shape)
 
 
 tensor = _changed(lambda logits: logits)

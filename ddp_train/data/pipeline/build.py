@@ -43,6 +43,7 @@ def build_pipeline(
     local_world_size: int | None = None,
     equal_passes: bool = False,
     channels_last: bool = True,
+    agree: bool = True,
 ) -> Pipeline:
     """The pipeline of one rank. Both kinds of pipeline give the same batches, bit for bit.
 
@@ -50,7 +51,8 @@ def build_pipeline(
     shards into which both are cut instead, before the ranks take theirs; micro-batches are then parts of a shard.
     local_world_size: ranks that share this host's memory (None: all). equal_passes: every rank gets the same number of
     micro-batches, some empty if need be (for layers that communicate in each forward pass); not with shards.
-    channels_last: the memory order of the images.
+    channels_last: the memory order of the images. agree: the ranks agree on bad images, so that all must read the same
+    number of global batches.
 
     Errors: UserError for --pipeline resident where the images cannot be kept in memory.
     """
@@ -78,7 +80,6 @@ def build_pipeline(
     handover, note = fit(wanted, free_bytes(), ranks_here)
     if note is not None and rank % ranks_here == 0:  # one rank of each host prints it
         print(f"note: {note}", file=sys.stderr, flush=True)
-    from_files = any(split.files is not None for split in (dataset.train, *dataset.held_out.values()))
     return LoaderPipeline(
         dataset,
         augmentation,
@@ -86,7 +87,7 @@ def build_pipeline(
         cut,
         num_workers=handover.workers,
         prefetch_factor=handover.prefetch,
-        agreement=Agreement(dataset, rank, world_size) if from_files else None,
+        agreement=Agreement(dataset, rank, world_size if agree else 1) if dataset.reads_files else None,
     )
 
 
@@ -154,16 +155,14 @@ def _cutout(dataset: Dataset, options: AugmentOptions) -> int:
 
 def _is_resident(dataset: Dataset, options: DataOptions, augmentation: Augmentation, ranks_here: int) -> bool:
     """Whether the images are kept in the device's memory. On CPUs `ranks_here` ranks share the host's memory."""
-    held_out = dataset.held_out.values()
-    decoded = dataset.train.images is not None and all(split.images is not None for split in held_out)
-    if options.pipeline == "resident" and not decoded:
+    if options.pipeline == "resident" and dataset.reads_files:
         raise UserError("--pipeline resident: the decoded images do not fit into this machine; take auto or loader")
-    if options.pipeline in ("loader", "resident") or not decoded:
+    if options.pipeline in ("loader", "resident") or dataset.reads_files:
         return options.pipeline == "resident"
     channels, height, width = dataset.image_shape
     pad = 2 * augmentation.pad_pixels
     padded, plain = (height + pad) * (width + pad), height * width
-    needed = channels * (len(dataset.train) * padded + sum(map(len, held_out)) * plain)
+    needed = channels * (len(dataset.train) * padded + sum(map(len, dataset.held_out.values())) * plain)
     if augmentation.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(augmentation.device)
         return needed <= free * _RESIDENT_FRACTION

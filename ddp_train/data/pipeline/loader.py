@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ddp_core.errors import UserError
 from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.bad_sample_vote import Agreement
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
-from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
+from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, never, to_device
 from ddp_train.data.sources.decode import end_with_parent, read_unchanged
 from ddp_train.data.sources.pixels import Unreadable
 from ddp_train.data.sources.samples import BadSample, Dataset, Split
@@ -187,7 +187,7 @@ class LoaderPipeline(DatasetPipeline):
             raise UserError(str(bad[0]))
         return images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
-    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+    def evaluate(self, split: str | None = None, interrupted: Callable[[], bool] = never) -> Iterator[Batch]:
         """See Pipeline."""
         bad: list[BadSample] = []
         labels, batches, loader = self._evaluated[split or self.selection]
@@ -195,6 +195,8 @@ class LoaderPipeline(DatasetPipeline):
         batches[:] = [list(range(*part)) for part in bounds]
         loaded = _start(loader) if bounds else iter(())
         for _ in bounds:
+            if interrupted():
+                break
             read = _next(loaded)
             bad += read[2]
             images, indices = self._on_device(read)

@@ -6,14 +6,14 @@ draws of a whole epoch are made at its start. There is no host synchronisation a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ddp_train.data.augment.augmentation import Augmentation, Draws
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler
-from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, to_device
+from ddp_train.data.pipeline.window import Batch, Cut, DatasetPipeline, Window, never, to_device
 from ddp_train.data.sources.samples import Dataset, Split
 
 _CHUNK = 4096  # images padded at a time, which limits the temporary memory
@@ -55,10 +55,12 @@ class ResidentPipeline(DatasetPipeline):
         """The augmented batch of these rows."""
         return Batch(self.augmentation.apply(self._padded, rows, draws), labels, rows)
 
-    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+    def evaluate(self, split: str | None = None, interrupted: Callable[[], bool] = never) -> Iterator[Batch]:
         """See Pipeline."""
         batches, images, labels = self._place(split or self.selection)
         for start, stop in batches:
+            if interrupted():
+                return
             part = slice(start - batches[0][0], stop - batches[0][0])
             indices = torch.arange(start, stop, device=self.device)
             yield Batch(self.augmentation.normalise(images[part]), labels[part], indices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,11 @@ from ddp_train.config.batch_split import split
 from ddp_train.data.augment.augmentation import Augmentation
 from ddp_train.data.pipeline.sampler import GlobalBatchSampler, RankPart
 from ddp_train.data.sources.samples import Dataset
+
+
+def never() -> bool:
+    """An evaluation that nothing interrupts."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,10 @@ class Pipeline(Protocol):
     def train(self, epoch: int, start_step: int = 0) -> Iterator[Window]:
         """The windows of an epoch (counted from 0) from `start_step` on: the same ones as in a whole epoch."""
 
-    def evaluate(self, split: str | None = None) -> Iterator[Batch]:
+    def evaluate(self, split: str | None = None, interrupted: Callable[[], bool] = never) -> Iterator[Batch]:
         """This rank's share of a split, "test" or "val" (None: `selection`): each sample once over all ranks, none
-        repeated; sizes may differ."""
+        repeated; sizes may differ. interrupted: whether to end here; the ranks may have something to settle at the end,
+        so do not leave the batches in another way."""
 
     def dummy_batch(self) -> Batch:
         """One training sample, for a rank that must take part in a step in which it has no sample."""

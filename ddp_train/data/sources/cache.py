@@ -16,8 +16,10 @@ import mmap
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from ddp_core.files import flush, replacing
 
 SCHEMA = "ddp-train-cache/1"
 _CHECKED_BYTES = 2 << 30  # larger arrays are checked by size alone: reading them would take longer than a start should
+_DAY = 86_400  # seconds
 _TORN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 _log = logging.getLogger(__name__)
 
@@ -129,7 +132,7 @@ def begin(key: str, size: int) -> Draft:
                 raise OSError(0, f"{size / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
             _sweep(root)
             _reserve(root, size)
-            return Draft(key, Path(tempfile.mkdtemp(prefix=f".draft-{key}-", dir=root)))
+            return Draft(key, Path(tempfile.mkdtemp(_of_this_host(), f".draft-{key}-", root)))
         except OSError as error:
             refusals.append(f"{root} ({error.strerror or error})")
             if root != roots()[-1]:
@@ -156,12 +159,20 @@ def _reserve(root: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
+def _of_this_host() -> str:
+    """The end of the names of this host's drafts."""
+    return f"@{socket.gethostname()}"
+
+
 def _sweep(root: Path) -> None:
-    """Remove the drafts of processes that died: their locks are free."""
+    """Remove the drafts of processes that died: their locks are free. On some network disks (BeeGFS by default) a host
+    does not see the locks of others, so drafts of other hosts must also be a day old."""
     for lock in root.glob(".draft-*/lock"):
         with contextlib.suppress(OSError), lock.open("r+") as handle:  # over NFS a lock needs it writable: flock(2)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
+            age = time.time() - lock.stat().st_mtime  # noqa: TID251
+            if age > _DAY or lock.parent.name.endswith(_of_this_host()):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 class Draft:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _build(key: str, data_dir: Path, side: int, resize: int | None) -> cache.Ent
             if side == SIDE and resize is None:
                 out[...] = data.data
             else:
-                out[...] = np.stack([fit(Image.fromarray(image), (side, side), resize) for image in data.data])
+                for row, image in enumerate(data.data):  # one by one: all of them may be larger than the memory
+                    out[row] = fit(Image.fromarray(image), (side, side), resize)
             if part == "train":
                 mean, std = channel_statistics(out)
         # The checksums matched the original's, so only one content is possible.
@@ -134,6 +136,17 @@ def _check_sums(folder: Path) -> None:
         if found != expected:
             sums = f"MD5 {found}, the original has {expected}"
             raise UserError(f"{folder / name}: damaged ({sums}); delete it and {how_to_get(folder.parent)}")
+
+
+def has_archive(data_dir: Path) -> bool:
+    """Whether the whole archive is in data_dir, so that download() unpacks it and needs no network."""
+    archive = data_dir / URL.rpartition("/")[2]
+    if is_file(archive):
+        from torchvision.datasets import CIFAR10
+
+        with suppress(OSError), archive.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest() == CIFAR10.tgz_md5
+    return False
 
 
 def unreachable(url: str = URL, seconds: float = _PROBE_SECONDS) -> str | None:

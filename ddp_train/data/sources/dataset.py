@@ -52,9 +52,10 @@ def resolve(options: DataOptions) -> tuple[str, str | None]:
         return "folder", None
     if options.dataset is None and (other := listing.other_data(data_dir)):
         raise UserError(f"--data-dir {data_dir}: no train/<class>/, but {other} (CIFAR-10 is: --dataset cifar10)")
-    reason = cifar10.unreachable() or cifar10.download(data_dir)
+    archived = cifar10.has_archive(data_dir)
+    reason = (None if archived else cifar10.unreachable()) or cifar10.download(data_dir)
     if reason is None:
-        return "cifar10", f"CIFAR-10 was downloaded into {data_dir}"
+        return "cifar10", f"CIFAR-10 was {'unpacked' if archived else 'downloaded'} into {data_dir}"
     if lacking is not None:
         raise UserError(f"{lacking}: is missing, and cannot be downloaded ({reason}); {cifar10.how_to_get(data_dir)}")
     if options.dataset == "cifar10":
@@ -167,7 +168,8 @@ def load_on_ranks(name: str, options: DataOptions, ranks: Ranks, trained: Datase
             break
         left_out = union
     dataset = together(lambda: found[0] if found else load(name, options, union, listed[0], trained), ranks)
-    return _as_on_first_rank(dataset, options, ranks)
+    dataset = _as_on_first_rank(dataset, options, ranks)
+    return replace(dataset, other_ranks_read_files=any(gather(dataset.reads_files, ranks)))
 
 
 def _as_on_first_rank(dataset: Dataset, options: DataOptions, ranks: Ranks) -> Dataset:

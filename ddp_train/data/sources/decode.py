@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ddp_core.errors import UserError
 from ddp_train.data.sources.pixels import Extent, Reading, Unreadable, as_rgb, is_sideways, opened
+from gpu_topology.host.host import read_host
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BLOCK = 64  # files per unit of work
@@ -150,7 +151,7 @@ def decode_files(
     at more than `tolerated` of them. Errors: UserError when a process dies.
     """
     work = _Work(paths, out, reading, range(len(paths)) if rows is None else rows, digests)
-    count = processes or len(os.sched_getaffinity(0))
+    count = processes or read_host().usable_cpus  # in a container with a quota fewer than its affinity
     count = 1 if len(work.rows) < _SMALL else min(count, -(-len(work.rows) // _BLOCK))
     extents = {} if extents is None else extents
     if count > 1:

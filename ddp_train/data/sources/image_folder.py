@@ -36,7 +36,7 @@ from ddp_train.data.sources.samples import (
 
 MIXED_SIZE = 224  # pixels; usual for image classifiers
 _MEMORY_FRACTION = 0.5
-_SAMPLE = 4096  # images for the statistics where not all are decoded
+_SAMPLE, _SAMPLE_BYTES = 4096, 1 << 30  # most images, and their bytes, for the statistics where not all are decoded
 CHANGED_MEANWHILE = "has changed while it was read"
 
 
@@ -237,7 +237,8 @@ class _Checked:
     def _sampled(self, train: FolderSplit, size: tuple[int, int], total: int) -> dict[str, Any]:
         """Decode some of the images, evenly spread; returns the facts about them."""
         _say(f"{train.root.parent}: {total / 1e9:.1f} GB when decoded, too large to keep; images are read from files")
-        rows = range(0, len(train.names), -(-len(train.names) // _SAMPLE))
+        count = min(_SAMPLE, max(1, _SAMPLE_BYTES // (size[0] * size[1] * 3)))
+        rows = range(0, len(train.names), -(-len(train.names) // count))
         sample = train.without(set(train.names) - {train.names[row] for row in rows})
         with cache.Draft("sample", None) as scratch:
             images = scratch.create("sample", (len(sample.names), *size, 3), np.uint8)

@@ -18,11 +18,11 @@ from functools import cache
 from typing import IO, Any, Literal
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFile
+from PIL import Image, ImageColor, ImageFile, PngImagePlugin
 
 from ddp_core.errors import UserError
 
-RULES = 4
+RULES = 5
 """Version of the decoder, part of the cache's keys: raise it when the same file gives other pixels."""
 MAX_PIXELS = 200_000_000
 
@@ -117,6 +117,8 @@ def opened(file: str | IO[bytes], reading: Reading) -> Iterator[Image.Image]:
     formats = _formats()
     # Pillow's own limit is a warning, or an error that cannot name our option.
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    # For one text or profile of a PNG it is 1 MiB, less than some editors write; all together may have 64 MiB.
+    text, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged metadata, thousands of times
@@ -125,7 +127,7 @@ def opened(file: str | IO[bytes], reading: Reading) -> Iterator[Image.Image]:
                     raise Unreadable(f"has {count:,} pixels, more than --max-pixels {reading.max_pixels}")
                 yield image
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before, text
 
 
 @cache

@@ -25,6 +25,7 @@ _CACHE_KEY = re.compile("[0-9a-f]{32}")
 """The content of image folders in the files of earlier releases, which cannot be compared with that of today."""
 LARGEST_FRACTION = 0.001
 """Largest share of bad images in a split that may be left out; more of them are a sign of another problem."""
+_COUNTED = 1 << 20  # pixels counted at a time: numpy's bincount copies them as 8 bytes each
 
 
 @dataclass(frozen=True, order=True)
@@ -152,6 +153,15 @@ class Dataset:
     """Pixels of the shorter side to which images are scaled before the centre is cut out (see decode.fit)."""
     class_weights: tuple[float, ...] | None = None
     """Weights in the training loss, whose mean over the training images is 1; None: all images count alike."""
+    other_ranks_read_files: bool = False
+    """Whether images that are decoded here are only in files on another rank, which has less memory."""
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether any rank reads images from files during the run: then all ranks agree on those that are bad."""
+        return self.other_ranks_read_files or any(
+            split.files is not None for split in (self.train, *self.held_out.values())
+        )
 
     @property
     def held_out(self) -> dict[str, Split]:
@@ -177,10 +187,11 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     """
     levels = np.arange(256) / 255
     means, deviations = [], []
+    at_a_time = max(1, _COUNTED // (images.shape[1] * images.shape[2]))
     for channel in range(images.shape[3]):
         histogram = np.zeros(256, dtype=np.int64)
-        for first in range(0, len(images), 4096):
-            chunk = images[first : first + 4096, :, :, channel]
+        for first in range(0, len(images), at_a_time):
+            chunk = images[first : first + at_a_time, :, :, channel]
             histogram += np.bincount(chunk.ravel(), minlength=256)
         share = histogram / histogram.sum()
         mean = float(share @ levels)

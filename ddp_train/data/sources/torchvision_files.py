@@ -123,15 +123,18 @@ def _build(key: str, name: str, data_dir: Path, image_size: int | None, resize: 
     image = images[0].size if image_size is None else image_size**2 * images.shape[-1]
     with cache.begin(key, image * sum(len(images) for images, _, _ in parts.values())) as draft:
         for part, (images, labels, _) in parts.items():
-            if image_size is not None:
-                images = _scaled(images, image_size, resize)
             draft.put(f"{part}_labels", labels)
-            draft.put(part, images)
-            content.update(np.ascontiguousarray(images).data)
+            size = images.shape[1:3] if image_size is None else (image_size, image_size)
+            out = draft.create(part, (len(images), *size, images.shape[3]), np.uint8)
+            if image_size is None:
+                out[...] = images
+            else:
+                _scale(images, out, resize)
+            content.update(out.data)
             content.update(labels.data)
             if part == "train":
-                mean, std = channel_statistics(images)
-        _, height, width, channels = images.shape
+                mean, std = channel_statistics(out)
+        _, height, width, channels = out.shape
         facts = {"classes": classes, "mean": mean, "std": std, "shape": (channels, height, width)}
         return draft.commit({**facts, "content": f"{name} {content.hexdigest()[:32]}"})
 
@@ -159,10 +162,12 @@ def _read(name: str, data_dir: Path, *, train: bool) -> tuple[np.ndarray, np.nda
     return images, labels.astype(np.int64), classes
 
 
-def _scaled(images: np.ndarray, side: int, resize: int | None) -> np.ndarray:
-    """Images uint8 [n, height, width, channels], scaled to a square."""
+def _scale(images: np.ndarray, out: np.ndarray, resize: int | None) -> None:
+    """Scale images uint8 [n, height, width, channels] to the size of `out`, one by one: all of them may be larger than
+    the memory."""
     from PIL import Image
 
     grey = images.shape[3] == 1
-    scaled = np.stack([fit(Image.fromarray(one[..., 0] if grey else one), (side, side), resize) for one in images])
-    return scaled[..., None] if grey else scaled
+    for row, one in enumerate(images):
+        scaled = fit(Image.fromarray(one[..., 0] if grey else one), (out.shape[1], out.shape[2]), resize)
+        out[row] = scaled[..., None] if grey else scaled

@@ -200,6 +200,14 @@ def test_pytorch_job() -> None:
     assert (first.endpoint, first.first) == ("pod-0:23456", True)
 
 
+@pytest.mark.parametrize("port", ["tcp://10.0.0.1:29500", "70000", "0"])
+def test_a_port_that_is_none(port: str) -> None:
+    """A Kubernetes service named master sets MASTER_PORT to an address."""
+    expected = f"={port!r} in the environment: expected a whole number from 1 to 65535"
+    assert refused(**PYTORCH_JOB | {"MASTER_PORT": port}) == f"MASTER_PORT{expected}"
+    assert refused(PET_NNODES="2", PET_MASTER_ADDR="h", PET_MASTER_PORT=port) == f"PET_MASTER_PORT{expected}"
+
+
 def test_torchruns_own_variables() -> None:
     pet = {"PET_NNODES": "1:2", "PET_RDZV_ENDPOINT": "h", "PET_NODE_RANK": "1", "PET_RDZV_ID": "x"}
     made = found(**PYTORCH_JOB | pet)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +175,49 @@ def test_the_trial_needs_no_other_node(monkeypatch):
     assert all(find_cluster(options, environ).one_node for environ in (job, pod))
     with pytest.raises(OptionError):
         find_cluster(replace(options, nnodes=None), job)
+
+
+def test_an_installed_package_and_a_folder_with_modules_of_the_users(tmp_path, monkeypatch):
+    """A wheel has no launch.py, and the trials import nothing from the current folder."""
+    tried = []
+    with monkeypatch.context() as patched:
+        patched.setattr(trials, "_run", lambda command, limit_s: tried.append(command) or (1, "", "error: no"))
+        trials.training(parse(["--doctor", "--cpu"]), torch_works=True)
+    assert Path(tried[0][1]).is_relative_to(ROOT / "ddp_launch")
+    (tmp_path / "random.py").write_text("raise RuntimeError('a module of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert trials.probe_torch().error is None
+
+
+def test_folders_that_cannot_be_looked_up(monkeypatch):
+    from ddp_train.config import parse as trainer
+
+    config = trainer.parse(["--out-dir", "o" * 300, "--data-dir", "d" * 300], prog="test")
+    *_, disk = doctor_machine.resources(read_host(), config)
+    assert (disk.name, trials.data(config).status) == ("disk", "failed")
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null/missing")
+    check = trials.training(parse(["--doctor"]), torch_works=True)
+    assert check.status == "failed" and "no temporary folder can be made" in check.detail
+
+
+def test_images_of_the_users_own_are_no_broken_cifar_10(tmp_path):
+    from ddp_train.config import parse as trainer
+
+    for name in ("train/cats/1.png", "train/dogs/1.png", "test/cats/1.png", "test/dogs/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"an image")
+    check = trials.data(trainer.parse(["--data-dir", str(tmp_path)], prog="test"))
+    assert (check.status, check.detail) == ("ok", f"{tmp_path}: images of 2 classes: 2 in train, 2 in test")
+
+
+def test_packages_whose_version_is_not_known(tmp_path, monkeypatch):
+    """A folder that an interrupted pip left, and a copy of the project without its requirements."""
+    (tmp_path / "rich-99.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ("packages", "failed") in statuses(doctor_machine.installation())
+    monkeypatch.setattr(doctor_machine, "REQUIREMENTS", tmp_path / "requirements.txt")
+    assert "torch" in doctor_machine.requirements()
 
 
 def test_the_doctor_takes_no_program(tmp_path):

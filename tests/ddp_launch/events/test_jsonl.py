@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -111,3 +113,13 @@ def test_an_end_for_every_error(tmp_path: Path) -> None:
         with pytest.raises(type(error)), EventLog(str(tmp_path / "events")):
             raise error
         assert lines(tmp_path / "events")[-1]["status"] == status
+
+
+def test_standard_output_by_its_name(tmp_path: Path) -> None:
+    """What ranks print neither overwrites the events nor stands between them."""
+    program = "import os; from ddp_launch.events.jsonl import EventLog; events = EventLog('/dev/stdout')"
+    program += "; events.write('one'); os.write(1, b'of a rank' * 99); events.write('two')"
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.run([sys.executable, "-c", program], stdout=out, stderr=subprocess.PIPE, timeout=60)
+    assert [event["event"] for event in lines(tmp_path / "out")] == ["one", "two"]
+    assert done.stderr == b"of a rank" * 99

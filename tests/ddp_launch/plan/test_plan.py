@@ -222,6 +222,17 @@ def test_memory_over_all_nodes_sizes_the_batch() -> None:
     assert two.training.config.data.batch_size == 384, "2 nodes with one A5000 each: more than 40 GB"
 
 
+def test_the_nodes_compare_what_their_machines_decided() -> None:
+    nodes = ("--nnodes", "2", "--rdzv-endpoint", "h:1")
+    names = ("RTX 3090", 24, (8, 6)), ("RTX 2080 Ti", 11, (7, 5))
+    newer, older = (dict(plan(*nodes, topology=Topology((gpu(0, *one),))).job.cluster.settings) for one in names)
+    assert {name: (newer[name], older[name]) for name in newer if newer[name] != older[name]} == {
+        "amp": ("bf16", "fp16"),
+        "batch_size": ("384", "256"),
+    }
+    assert plan("--auto").job.cluster.settings == plan(*nodes, "a.py").job.cluster.settings == ()
+
+
 def test_memory_that_is_not_known_sizes_nothing_and_is_no_zero() -> None:
     topology = Topology(tuple(replace(one, memory_total=None) for one in WORKSTATION.gpus[1:3]))
     made = plan("--auto", topology=topology)

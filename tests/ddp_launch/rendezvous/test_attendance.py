@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_launch.rendezvous.attendance import Attendance, Node, who_is_missing
+from ddp_launch.rendezvous.attendance import Attendance, Node, which_settings_differ, who_is_missing
 
 A, B, C = Node("a1", "alpha", 0), Node("b1", "beta", 1), Node("c1", "gamma", 2)
 NAMES = ("alpha", "beta", "gamma")
@@ -89,3 +89,15 @@ def test_many_missing_nodes_make_a_short_line() -> None:
     words = who_is_missing((500, 500), (), [A], {"a1"}, 9)
     assert words.startswith("499 of 500 nodes")
     assert words.endswith("node rank 10, and 489 more (here: alpha)")
+
+
+def test_settings_that_differ_between_nodes() -> None:
+    newer = {"amp": "bf16", "batch_size": "384", "model": "power"}
+    older = newer | {"amp": "fp16", "batch_size": "256"}
+    a, b, c = (Node(key, key, None, settings) for key, settings in (("a", newer), ("b", newer), ("c", older)))
+    assert which_settings_differ([a, b]) is None
+    assert which_settings_differ([a, b, c]) == (
+        "the nodes would train differently: a with --amp bf16 --batch-size 384, c with --amp fp16 --batch-size 256;"
+        " give these options on the command line, the same on each node"
+    )
+    assert "b with --amp not set" in str(which_settings_differ([a, Node("b", "b")]))

@@ -228,6 +228,18 @@ def test_a_failure_on_the_other_node_is_named_on_both(launcher: Any, culprit: in
     assert (failure["rank"], failure["status"], failure["error"]) == (culprit, 7, "ValueError: the cause")
 
 
+def test_nodes_on_which_the_trainer_would_train_differently(launcher: Any) -> None:
+    endpoint = f"127.0.0.1:{free_port('127.0.0.1')}"
+    common = ("--cpu", "--nproc", "1", "--nnodes", "2", "--rdzv-endpoint", endpoint, "--dataset", "digits")
+    options = ("--out-dir", "results", "--epochs", "1", "--batch-size")
+    ends = [launcher.start(*common, "--node-rank", str(rank), *options, str(100 + rank)) for rank in (0, 1)]
+    for end in ends:
+        last = end.communicate(timeout=60)[1].splitlines()[-1]
+        assert last.startswith("error: the nodes would train differently: ")
+        assert "--batch-size 100" in last and "--batch-size 101" in last
+    assert [end.returncode for end in ends] == [1, 1]
+
+
 def test_the_locks_of_this_process_stay(tmp_path: Path) -> None:
     """POSIX locks go with the first descriptor of their file that is closed (fcntl(2))."""
     path = tmp_path / "claim"

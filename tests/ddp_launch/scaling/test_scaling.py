@@ -8,10 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from ddp_launch.cli.options import parse
+from ddp_launch.plan.plan import MachineFacts, make_plan
+from ddp_launch.scaling import command
+from ddp_launch.scaling.trial import Observed, Trial
+from gpu_topology.host.host import read_host
+from gpu_topology.topology import Topology
 from tests.ddp_launch.conftest import ROOT
 
 PROGRAM = """
@@ -171,3 +178,18 @@ except TrialFailed as error:
     env = launcher.env | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=launcher.folder, env=env, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"{status} {last}\n", "")
+
+
+def test_a_cpu_quota_limits_the_possible_speed_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A container on a machine of 64 cores may use two of them at a time."""
+    options = parse(["--cpu", "--nproc", "4", "--scaling", "--json", "a.py"])
+    host = replace(read_host(), usable_cpus=2)
+    plan = make_plan(options, MachineFacts(topology=Topology(), host=host, environ={}))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    seen = Observed(steps=10, seconds=1.0)
+    monkeypatch.setattr(command, "measure", lambda trial, *_: Trial(trial.nproc, (seen,) * trial.nproc))
+    assert command.run(options, plan, lambda trial: 0) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert [trial["possible_speed_up"] for trial in trials] == [1.0, 2.0, 2.0]

@@ -224,6 +224,17 @@ def test_three_failures_in_a_row_end_the_run_and_the_old_file_stays(
     assert _epoch(tmp_path / "run" / LATEST) == 5
 
 
+def test_the_best_model_of_a_failed_write_comes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    writer = CheckpointWriter(folder / LATEST)
+    writer.save(_state(1), step=1, first={folder / "best_model.pth": {"weights": torch.ones(1)}})
+    writer.wait()
+    folder.mkdir()
+    writer.save(_state(2), step=2)
+    writer.close()
+    assert _files(folder) == ["best_model.pth", LATEST]
+
+
 def test_an_error_of_the_thread_is_raised_in_the_training_thread(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path / LATEST)
     writer._run({"not loadable": object()}, 1, {})

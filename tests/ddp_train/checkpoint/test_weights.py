@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from ddp_core.errors import UserError
 from ddp_train.checkpoint import format as checkpoint_format
 from ddp_train.checkpoint.weights import holds_weights, load_weights
-from ddp_train.config.options import OptimOptions
-from ddp_train.models import create_model
+from ddp_train.config.options import ModelOptions, OptimOptions
+from ddp_train.models import create_from_options, create_model
 from ddp_train.models.trainable import freeze, zero_init_residual
 from ddp_train.optim import create_optimizer
 
@@ -71,6 +72,15 @@ def test_weights_of_many_origins(source: str, tmp_path: Path) -> None:
     for name, value in theirs.state_dict().items():
         assert torch.equal(own.state_dict()[name], value), name
     assert holds_weights(path) == (source not in ("a checkpoint of ours", "a run folder"))
+
+
+def test_weights_with_auxiliary_heads(tmp_path: Path) -> None:
+    theirs = torchvision.models.googlenet(init_weights=False)
+    options = ModelOptions(model="googlenet", weights="imagenet")
+    own = create_from_options(options, 1000, (3, 32, 32), torch.device("cpu"))
+    path = save(tmp_path / "w.pth", theirs.state_dict())
+    assert load_weights(own, str(path), "googlenet") == (f"starts from the weights of {path}",)
+    assert torch.equal(own.fc.weight, theirs.fc.weight) and own.transform_input, "as torchvision builds it"
 
 
 @pytest.mark.parametrize("model", ["small", "resnet18", "vit"])

@@ -354,3 +354,11 @@ def test_help_shows_defaults_and_ranges(capsys: pytest.CaptureFixture[str], monk
 def test_words_that_are_no_options(argv: list[str], word: str) -> None:
     with pytest.raises(UserError, match=word):
         parse(argv)
+
+
+def test_the_batch_of_the_command_line_replaces_that_of_a_file_in_the_other_form(tmp_path: Path) -> None:
+    data = parse(["--preset", "high-accuracy", "--batch-size-per-rank", "64"]).data
+    assert (data.batch_size, data.batch_size_per_rank) == (None, 64)
+    (tmp_path / "mine.yaml").write_text("batch_size_per_rank: 8\n")
+    data = parse(["--config", str(tmp_path / "mine.yaml"), "--batch-size", "32"]).data
+    assert (data.batch_size, data.batch_size_per_rank) == (32, None)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,28 @@ def test_statistics_are_those_of_the_training_images(make_folder: Make) -> None:
     np.testing.assert_allclose(dataset.mean, scaled.mean(0))
     np.testing.assert_allclose(dataset.std, scaled.std(0))
     assert channel_statistics(np.zeros((2, 4, 4, 1), np.uint8)) == ((0.0,), (1 / 255,))
+
+
+def test_the_statistics_of_large_images_take_little_memory() -> None:
+    images = np.zeros((20, 512, 512, 3), np.uint8)
+    tracemalloc.start()
+    channel_statistics(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < images.nbytes
+
+
+def test_large_images_that_stay_in_files_give_a_smaller_sample(
+    make_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    read = image_folder.decode_files
+    monkeypatch.setattr(image_folder, "_SAMPLE_BYTES", 4 * 16 * 16 * 3)
+    monkeypatch.setattr(
+        image_folder, "decode_files", lambda files, *a, **k: decoded.append(len(files)) or read(files, *a, **k)
+    )
+    dataset = image_folder.load_image_folder("folder", make_folder(), limit=0)
+    assert decoded[0] == 4 and len(dataset.train) == 12
 
 
 def test_the_second_load_decodes_nothing(make_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:

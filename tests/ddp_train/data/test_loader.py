@@ -19,6 +19,7 @@ from ddp_core.errors import SharedError, UserError
 from ddp_train import data
 from ddp_train.config.options import AugmentOptions, DataOptions
 from ddp_train.data.sources.samples import Split
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[3]
 Check = Callable[[list[psutil.Process], float], None]
@@ -98,6 +99,42 @@ def test_workers_end_with_a_killed_parent(make_folder: Callable[..., Path], asse
     assert_they_end(workers, 3)  # the DataLoader's own watch takes five seconds
 
 
+TWO_NODES = """
+import os, sys
+
+import torch
+
+os.environ["DDP_TRAIN_CACHE"] += os.environ["RANK"]
+from ddp_train import data
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.sources import image_folder
+from ddp_train.data.sources.dataset import load_on_ranks
+from ddp_train.distributed import process_group
+
+ranks, device = process_group.Ranks.from_environment(), torch.device("cpu")
+process_group.start(ranks, device, timeout_s=20)
+if ranks.rank == 1:
+    image_folder.available_memory = lambda: 0
+options = DataOptions(data_dir=sys.argv[1], num_workers=0)
+dataset = load_on_ranks("folder", options, ranks)
+assert (dataset.train.files is None) == ranks.is_first
+pipe = data.build_pipeline(dataset, options, AugmentOptions(), world_size=2, rank=ranks.rank, device=device,
+    global_batch=5, accumulate=1, seed=0)
+parts = list(pipe.train(0)), list(pipe.evaluate())
+counts = process_group.gather((sum(window.samples for window in parts[0]), sum(len(b.labels) for b in parts[1])), ranks)
+assert [sum(count) for count in zip(*counts)] == [12, 6], counts
+process_group.leave(0)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_one_node_decodes_the_images_and_another_has_no_memory_for_them(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (program := tmp_path / "two_nodes.py").write_text(TWO_NODES)
+    run_ranks(2, program, str(make_folder()), folder=tmp_path, timeout_s=100)
+
+
 def test_a_folder_for_temporary_files_with_a_long_name_is_refused(
     make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,3 +167,39 @@ def test_bad_test_images_are_judged_by_the_policy_where_there_is_nothing_to_trai
     else:
         with pytest.raises(SharedError, match=r"bad\.png \(image 0 of test\).*--on-bad-sample skip"):
             list(pipe.evaluate("test"))
+
+
+ENDING_EARLY = """
+import os, sys
+
+import torch
+
+from ddp_train import data
+from ddp_train.config.options import AugmentOptions, DataOptions
+from ddp_train.data.sources import image_folder
+from ddp_train.data.sources.dataset import load_on_ranks
+from ddp_train.distributed import process_group
+
+ranks, device = process_group.Ranks.from_environment(), torch.device("cpu")
+process_group.start(ranks, device, timeout_s=20)
+image_folder.available_memory = lambda: 0
+options = DataOptions(data_dir=sys.argv[1], num_workers=0)
+dataset = load_on_ranks("folder", options, ranks)
+assert dataset.reads_files
+shape = {"world_size": 2, "rank": ranks.rank, "device": device, "global_batch": 4, "accumulate": 1, "seed": 0}
+pipe = data.build_pipeline(dataset, options, AugmentOptions(), **shape)
+seen = len(list(pipe.evaluate(interrupted=lambda: not ranks.is_first)))
+assert process_group.gather(seen, ranks) == [1, 0]
+measured = data.build_pipeline(dataset, options, AugmentOptions(), **shape, agree=False)
+for _ in zip(range(1 + ranks.rank), measured.train(0)):
+    pass
+assert process_group.gather(ranks.rank, ranks) == [0, 1]
+process_group.leave(0)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_rank_that_ends_early_leaves_no_other_waiting(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A signal in an evaluation reaches one rank sooner; --tune measures on each rank for some seconds."""
+    (program := tmp_path / "ending_early.py").write_text(ENDING_EARLY)
+    run_ranks(2, program, str(make_folder()), folder=tmp_path, timeout_s=100)

@@ -86,8 +86,8 @@ def test_a_loss_that_is_not_finite_is_seen_in_the_backward_pass(made: Made) -> N
 
 def test_an_evaluation_is_interrupted_by_a_signal(made: Made, tmp_path: Path) -> None:
     boundary, components, _ = made
-    assert len(list(boundary.until_stopped(components.pipeline.evaluate()))) > 1
-    batches = boundary.until_stopped(components.pipeline.evaluate())
+    assert len(list(boundary.until_stopped(components.pipeline))) > 1
+    batches = boundary.until_stopped(components.pipeline)
     next(batches)
     components.stop.received = signal.SIGINT
     with pytest.raises(Stopped, match="stopped by SIGINT after step 0, after epoch 0"):

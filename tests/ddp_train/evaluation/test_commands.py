@@ -281,6 +281,20 @@ def test_the_batch_size_counts_however_small_it_is(tmp_path: Path, monkeypatch: 
         assert sorted(len(batch.labels) for batch in batches_of(dataset, saved, Ranks(), size)) == sorted(sizes)
 
 
+def test_a_run_with_resident_images_is_evaluated_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DDP_TRAIN_CACHE", str(tmp_path / "cache"))
+    run = untrained(tmp_path / "run", folder_of_images(tmp_path / "data", ("cat", "dog")))
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("pipeline: auto", "pipeline: resident"))
+    monkeypatch.setattr("ddp_train.data.sources.image_folder.available_memory", lambda: 0)
+    saved = open_saved_model(str(run), CPU)
+    dataset = load_split(saved, None, Ranks())
+    assert dataset.test.files is not None and saved.config.data.pipeline == "resident"
+    assert sum(len(batch.labels) for batch in batches_of(dataset, saved, Ranks(), 4)) == 6
+
+
 def test_a_run_with_wandb_is_opened_where_wandb_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

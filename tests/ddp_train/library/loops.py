@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from ddp_train import Run
@@ -275,7 +276,94 @@ def used(case: dict[str, Any]) -> dict[str, Any]:
         return {"weights": weights(net), "averaged": weights(averaged)}
 
 
-LOOPS = {"used": used, "plain": plain, "gan": gan, "zipped": zipped, "late": late, "table": table, "ends": ends}
+class Text(NamedTuple):
+    """A padded batch. ids: int64 [samples, letters], 0 is padding; lengths: [samples]."""
+
+    ids: Tensor
+    lengths: Tensor
+    labels: Tensor
+
+
+def padded(samples: list[tuple[Tensor, int]]) -> Text:
+    texts, labels = zip(*samples, strict=True)
+    return Text(pad_sequence(texts, batch_first=True), torch.tensor([*map(len, texts)]), torch.tensor(labels))
+
+
+class Mean(nn.Module):
+    """The mean over the letters that are there: 0 / 0 for a text of padding alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters, self.head = nn.Embedding(9, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, text: Text) -> Tensor:
+        there = (text.ids != 0).float()[..., None]
+        return self.head((self.letters(text.ids) * there).sum(1) / there.sum(1))
+
+
+class Packed(nn.Module):
+    """Takes no text without letters, and has a second output in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters, self.rnn, self.head = nn.Embedding(9, 4), nn.LSTM(4, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, text: Text) -> Any:
+        letters = self.letters(text.ids)
+        last = self.rnn(pack_padded_sequence(letters, text.lengths, batch_first=True, enforce_sorted=False))[1][0][-1]
+        return (self.head(last), last) if self.training else self.head(last)
+
+
+def texts(case: dict[str, Any]) -> dict[str, Any]:
+    """Texts of different lengths, the last one alone in its batch."""
+    with Run(case["out_dir"], seed=6) as run:
+        mean, packed = run.model(Mean()), run.model(Packed())
+        optimizer = torch.optim.SGD([*mean.parameters(), *packed.parameters()], 0.1)
+        letters = torch.randint(1, 9, (SAMPLES, 5), generator=torch.Generator().manual_seed(1))
+        data = [(letters[index, : 1 + index % 5], index % CLASSES) for index in range(SAMPLES)]
+        loader = run.loader(data, 4, collate_fn=padded)
+        for _ in run.epochs(2):
+            for text in loader:
+                scores, last = packed(text)
+                run.backward(F.cross_entropy(scores, text.labels, reduction="sum") + last.square().sum())
+                run.backward(F.cross_entropy(mean(text), text.labels, reduction="sum"))
+                run.step(optimizer)
+        return {"weights": weights(mean, packed)}
+
+
+def thawed(case: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that are frozen at first, a layer and a whole network; names and a copy are those of one rank."""
+    with Run(case["out_dir"], seed=8) as run:
+        net, other = Net(), Net()
+        frozen = [net.first, other]
+        for module in frozen:
+            module.requires_grad_(False)
+        net, other = run.model(net), run.model(other)
+        assert [name for name, _ in net.named_parameters()] == [*net.state_dict()]
+        average = torch.optim.swa_utils.AveragedModel(net)
+        optimizer = torch.optim.SGD([*net.parameters(), *other.parameters()], 0.2, momentum=0.9)
+        loader = run.loader(TensorDataset(*tensors()), 9, accumulate=2)
+        for epoch in run.epochs(3):
+            for module in frozen:
+                module.requires_grad_(epoch > 0)
+            for inputs, labels in loader:
+                run.backward(F.cross_entropy(net(inputs) + other(inputs), labels, reduction="sum"))
+                run.step(optimizer)
+            average.update_parameters(net)
+        return {"weights": weights(net, other, average)}
+
+
+LOOPS = {
+    "used": used,
+    "plain": plain,
+    "gan": gan,
+    "zipped": zipped,
+    "late": late,
+    "table": table,
+    "texts": texts,
+    "thawed": thawed,
+    "ends": ends,
+}
 
 
 def main(cases: str, result: str) -> None:

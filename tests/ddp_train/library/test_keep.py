@@ -65,3 +65,30 @@ def test_a_schedule_with_a_counter_is_kept(nested: bool, tmp_path: Path) -> None
     resumed(state, tmp_path, optimizer=again, schedule=schedule_again)
     assert steps.milestones == Counter([2, 4, 4]) and isinstance(steps.milestones, Counter)
     assert rates(again, schedule_again, 4) == rates(optimizer, schedule, 4)
+
+
+def test_a_schedule_that_is_made_after_its_optimizer_was_kept_does_not_set_the_rate_back(tmp_path: Path) -> None:
+    def schedule_of(optimizer: torch.optim.Optimizer) -> Any:
+        warm_up, rest = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2), lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return lr_scheduler.SequentialLR(optimizer, [warm_up, rest], [3])
+
+    first, again = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0) for _ in range(2))
+    schedule, state = schedule_of(first), KeptState(0, dict)
+    for _ in range(5):
+        first.step()
+        schedule.step()
+    state.add({"optimizer": first, "schedule": schedule})
+    after = KeptState(0, dict)
+    after.load_state_dict(state.state_dict())
+    after.add({"optimizer": again})
+    after.add({"schedule": schedule_of(again)})
+    assert again.param_groups[0]["lr"] == first.param_groups[0]["lr"] == 0.25
+
+
+def test_lists_and_dicts_that_the_program_holds_itself_are_restored(tmp_path: Path) -> None:
+    state, losses, best = KeptState(0, dict), [1.0], {"epoch": 3}
+    state.add({"losses": losses, "best": best})
+    losses.append(0.5)
+    again: tuple[list[float], dict[str, int]] = [], {"epoch": 0}
+    kept = resumed(state, tmp_path, losses=again[0], best=again[1]).kept
+    assert again == ([1.0, 0.5], {"epoch": 3}) and kept.losses is again[0]

@@ -29,7 +29,7 @@ def networks() -> Iterator[list[Joined]]:
 
 def test_only_a_further_pass_over_one_forward_pass_is_late(networks: list[Joined]) -> None:
     maker, judge = networks
-    late = LateGradients(networks, Ranks())
+    late = LateGradients(networks, [], Ranks())
     of_maker, of_judge = (list(network.parameters()) for network in networks)
     inputs = torch.ones(1, 2, dtype=torch.cfloat)
 

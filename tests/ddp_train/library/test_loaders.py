@@ -233,6 +233,25 @@ def test_the_best_is_kept_over_a_resume_with_the_weights_of_its_moment(tmp_path:
     assert train(4) == [True] and best() == 3.0
 
 
+def test_the_epoch_in_which_a_loop_is_left_counts_as_the_best(tmp_path: Path) -> None:
+    with Run(tmp_path, device="cpu") as run:
+        net = run.model(nn.Linear(3, 1, bias=False))
+        optimizer = torch.optim.SGD(net.parameters(), 1.0)
+        loader = run.loader(TensorDataset(torch.ones(4, 3)), 4)
+        run.keep(net=net, optimizer=optimizer)
+        for epoch in run.epochs(9):
+            for (inputs,) in loader:
+                run.backward(net(inputs).sum())
+                run.step(optimizer)
+            run.log(accuracy=epoch / 2)
+            if run.best(epoch / 2, net) and epoch == 2:
+                break
+    best = torch.load(tmp_path / "best_model.pth", weights_only=True)
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert torch.equal(best["weight"], net.weight) and [epoch["accuracy"] for epoch in history["epochs"]] == [0, 0.5, 1]
+    assert json.loads((tmp_path / "done.json").read_text())["best"] == {"epoch": 3, "metric": 1.0}
+
+
 def test_each_batch_without_a_step_has_draws_of_its_own(tmp_path: Path) -> None:
     def train(folder: Path, stop_at: int = -1) -> list[list[float]]:
         """The draws of each pass: two steps an epoch, of three batches each; then an evaluation."""

@@ -30,6 +30,8 @@ SAME: list[dict[str, Any]] = [
     {"name": "zipped", "loop": "zipped"},
     {"name": "late", "loop": "late", "options": {"find_unused_parameters": True}},
     {"name": "late and accumulated", "loop": "late", "accumulate": 2},
+    {"name": "texts", "loop": "texts"},
+    {"name": "thawed", "loop": "thawed"},
     {"name": "clipped and averaged", "loop": "used", "use": {"clip_grad": 0.1, "ema": 0.8}},
 ]
 """Every one follows the same trajectory on any number of ranks, 20 steps and more."""

@@ -6,6 +6,7 @@ import itertools
 import signal
 from collections import Counter, UserDict, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -200,6 +201,8 @@ def test_the_batch_of_no_samples_has_the_form_of_the_others() -> None:
     assert found["pair"][0].shape == (3, 0) and found["constant"].shape == (2,)
     with pytest.raises(CannotBeEmpty):
         emptied(Stateless(), Stateless())
+    with pytest.raises(CannotBeEmpty):  # images of different sizes: a network of detection needs one
+        emptied(([torch.ones(3, 5, 5)], [4]), ([torch.ones(3, 5, 5)] * 2, [4, 4]))
     with pytest.raises(CannotBeEmpty):  # its fields belong together
         emptied(pack_sequence([torch.ones(3, 1)]), pack_sequence([torch.ones(3, 1)] * 2))
 
@@ -214,6 +217,14 @@ class Encoding(UserDict[str, Any]):
             raise AttributeError(name) from None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A batch of a class of the user's own."""
+
+    x: torch.Tensor
+    names: list[str]
+
+
 def test_a_batch_stays_of_its_class() -> None:
     one, two = (Encoding(ids=torch.ones(samples, 4), names=["a"] * samples) for samples in (1, 2))
     empty = emptied(one, two)
@@ -222,6 +233,8 @@ def test_a_batch_stays_of_its_class() -> None:
     moved = to_device({"batch": one, "fixed": MappingProxyType({"x": torch.ones(1)})}, torch.device("meta"))
     assert moved["batch"].ids.device.type == "meta" and one.ids.device.type == "cpu"
     assert moved["fixed"]["x"].device.type == "meta"
+    pair = to_device(Pair(torch.ones(1), ["a"]), torch.device("meta"))
+    assert pair.x.device.type == "meta" and pair.names == ["a"]
     counts = defaultdict(int, x=torch.ones(1))  # type: ignore[arg-type]
     assert to_device(counts, torch.device("meta"))["y"] == 0
 
@@ -265,3 +278,18 @@ def test_micro_batches_after_memory_ran_out_are_not_more_than_the_samples_of_a_s
         run._halved = [4, 4, 2]
         made = [run.loader(data(), 2), run.loader(data(), 5), run.loader(data(), 5, accumulate=3)]
     assert [loader.accumulate for loader in made] == [2, 4, 3]
+
+
+def test_micro_batches_whose_gradients_are_cleared_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"), Run(tmp_path, device="cpu") as run:
+        net = run.model(nn.Linear(3, 1))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        loader = run.loader(data(), 4, accumulate=2)
+        for _ in run.epochs(1):
+            for inputs, _ in loader:
+                optimizer.zero_grad()
+                run.backward(net(inputs).sum())
+                run.step(optimizer)
+    assert "earlier micro-batches were cleared: leave out zero_grad()" in capsys.readouterr().err

@@ -186,6 +186,7 @@ def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, words in (
         ("my_models:absent", "no function 'absent'"),
         ("no_such_module:net", "no module named 'no_such_module'"),
+        ("./my_models.py:net", "is a path"),
         ("my_models:no_net", "returned a int"),
         (":net", "no function"),
     ):

@@ -141,6 +141,11 @@ def test_the_command_draws_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes().startswith(_PNG)
 
 
+def test_a_name_of_another_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedules", "-o", str(tmp_path / "rates.pdf")]) == 2
+    assert "--output takes a name that ends in .png, not" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -190,6 +195,15 @@ def test_the_contact_sheet_shows_every_option_of_augmentation(tmp_path: Path) ->
     first, balanced = (picture.get_array()[round(row * i) : round(row * (i + 1))] for i in (0, 2))
     assert first.shape == balanced.shape and not (first == balanced).all()
     assert first.min() >= 0 and first.max() == 1
+
+
+def test_the_contact_sheet_of_small_training_images_alone(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (folder := tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+    assert main(["augment", "-o", str(tmp_path / "sheet.png"), "--data-dir", str(tmp_path / "data")]) == 0
 
 
 def test_the_contact_sheet_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

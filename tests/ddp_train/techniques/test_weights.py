@@ -14,6 +14,7 @@ from torch import nn
 from ddp_core.errors import UserError
 from ddp_train.config.parse import parse
 from ddp_train.data.pipeline.window import Batch
+from ddp_train.models.trainable import freeze
 from ddp_train.optim.precision import Precision
 from ddp_train.technique import Moment
 from ddp_train.techniques import ema, lookahead, sam, swa
@@ -255,6 +256,15 @@ def test_swas_estimate_draws_no_number_and_reads_no_batch_in_vain() -> None:
     swa.estimate_statistics(nn.Linear(2, 2), never(), Precision("off", CPU))
 
 
+def test_swa_leaves_a_frozen_batch_norm_its_statistics() -> None:
+    network = normed()
+    network[1].running_mean.fill_(5.0)
+    freeze(network, "1")
+    batch = Batch(torch.randn(6, 3, 4, 4), torch.zeros(6), torch.arange(6))
+    swa.estimate_statistics(network, [batch], Precision("off", CPU))
+    assert torch.equal(network[1].running_mean, torch.full((4,), 5.0)) and network.training
+
+
 def test_swas_rate_is_torchs() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
     oracle = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=6)
@@ -278,6 +288,12 @@ def test_averages_see_the_network_as_the_users_own_techniques_left_it(tmp_path: 
     components = run.trainer.components
     assert [type(m) for m in components.evaluated.modules()] == [type(m) for m in components.network.modules()]
     assert any(isinstance(module, nn.GELU) for module in components.evaluated.modules())
+
+
+@pytest.mark.parametrize("words", ["--ema 0.9", "--swa 0.5", "--lookahead 2"])
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line(words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{words.split()[0]}: needs a copy of the network.*cannot pickle"):
+        runs.make(words, tmp_path / "run", "tests.ddp_train.techniques.tiny:single")
 
 
 def test_the_best_model_on_disk_is_the_evaluated_one(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+
+from torch import Tensor, nn
 
 from ddp_train.models import Residual
 
@@ -49,3 +51,30 @@ def normed(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         nn.Flatten(),
         nn.Linear(8 * 8 * 8, num_classes),
     )
+
+
+def single(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Holds what cannot be copied."""
+    network = plain(num_classes, image_shape)
+    network.names = (name for name, _ in network.named_parameters())  # type: ignore[assignment]
+    return network
+
+
+class Cliff(nn.Module):
+    """Its logits are infinite as soon as its last layer has moved a little."""
+
+    def __init__(self, network: nn.Sequential) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("start", network[-1].weight.detach().clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        moved = (self.network[-1].weight.detach() - self.start).norm()
+        return self.network(images) * (1.0 if moved < 0.1 else math.inf)
+
+
+def cliff(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """A loss that is lost from one step to the next."""
+    network = plain(num_classes, image_shape)
+    assert isinstance(network, nn.Sequential)
+    return Cliff(network)

@@ -91,6 +91,17 @@ def test_errors_that_are_not_of_memory_pass() -> None:
         find_batch_size(step, device="cpu")
 
 
+def test_what_cudnn_says_without_memory_ends_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words count where the memory of the device is nearly full."""
+    monkeypatch.setattr("ddp_train.engine.oom_retry._is_nearly_full", lambda device: device == CPU)
+
+    def step(batch: int) -> None:
+        if batch > 8:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    assert find_batch_size(step, device="cpu").largest <= 8
+
+
 def test_time_ends_the_search() -> None:
     found = find_batch_size(lambda batch: time.sleep(0.002 * batch), device="cpu", time_limit_s=0.5)
     assert found.ended == "time"

@@ -9,7 +9,8 @@ import pytest
 
 from ddp_core.errors import UserError
 from ddp_train.main import main
-from ddp_train.tune.learning_rate import smooth, suggest
+from ddp_train.tune.learning_rate import range_test, smooth, suggest
+from tests.ddp_train.techniques import runs
 
 
 def test_the_suggestion_is_a_tenth_of_the_rate_at_the_lowest_loss():
@@ -58,3 +59,9 @@ def test_a_loss_that_never_ran_away_is_warned_of(tmp_path, capsys, monkeypatch):
     assert main([*words, "--model", "tests.ddp_train.techniques.tiny:pooled"]) == 0
     assert "warning: the loss never ran away, up to a rate of 0.0001" in capsys.readouterr().out
     assert json.loads((tmp_path / "lr_range_test.json").read_text())["ran_away"] is False
+
+
+def test_a_loss_that_is_lost_from_one_step_to_the_next_ends_the_test_with_a_suggestion(tmp_path):
+    run = runs.make("--tune lr", tmp_path, "tests.ddp_train.techniques.tiny:cliff")
+    found = range_test(run.trainer)
+    assert found.ran_away and math.isfinite(found.losses[-1]) and found.suggestion < found.rates[-1] < 10.0

@@ -42,5 +42,11 @@ def test_one_that_cannot_learn_ends_with_status_1(tmp_path: Path, capsys: pytest
     assert "look at the labels, at --lr" in capsys.readouterr().out
 
 
+def test_it_ends_where_the_loss_is_not_finite(tmp_path: Path) -> None:
+    run = runs.make("--lr 1", tmp_path, "tests.ddp_train.techniques.tiny:cliff")
+    found = overfit_one_batch(run.trainer, 50, 10)
+    assert 1 < len(found.losses) < 50 and not math.isfinite(found.losses[-1]) and not found.learned
+
+
 def test_a_loss_that_is_lost_can_be_told() -> None:
     assert "loss 2.3 -> nan in 2 steps" in judge(Found(8, (2.3, math.nan), 0.1, False))

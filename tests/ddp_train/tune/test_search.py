@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from ddp_core.errors import UserError
-from ddp_train.tune.search import Search, Settings, Trial, next_job, rungs, search_table
+from ddp_train.tune.search import LAUNCHER, Search, Settings, Trial, next_job, rungs, search_table
 from ddp_train.tune.space import Choice, Range, draw, option_words, read_space
 
 ROOT = Path(__file__).parents[3]
@@ -143,6 +143,11 @@ def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ddp_train.tune", *words]
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_trials_are_started_by_a_file_of_an_installed_package(tmp_path):
+    done = subprocess.run([sys.executable, LAUNCHER, "--version"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0 and (LAUNCHER.parent / "__init__.py").is_file()
 
 
 def test_trials_are_real_runs(tmp_path):

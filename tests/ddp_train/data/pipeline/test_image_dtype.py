@@ -70,9 +70,17 @@ class Typed(nn.Conv2d):
         return super().forward(images) * (2 if images.dtype == torch.float32 else 1)
 
 
+class Noisy(nn.Conv2d):
+    """Augments the images in training."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images + torch.randn_like(images) if self.training else images)
+
+
 def test_what_a_network_does_with_its_images_is_found() -> None:
     for name in ("small", "power", "residual", "resnet18", "speedrun", "vit"):
         assert only_convolves(create_model(name, num_classes=10), SHAPE, CPU), name
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    for network in (Twice(), Typed(3, 4, 3), flat, nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))):
+    normed = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3))
+    for network in (Twice(), Typed(3, 4, 3), Noisy(3, 4, 3), flat, normed):
         assert not only_convolves(network, SHAPE, CPU), network

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -174,10 +175,25 @@ def test_a_folder_without_locks_is_used(cache_folder: Path, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("locks_as_over_nfs")
 def test_a_dead_draft_is_swept_where_a_lock_needs_a_writable_descriptor(cache_folder: Path) -> None:
-    (dead := cache_folder / ".draft-dead").mkdir(parents=True)
+    (dead := cache_folder / f".draft-dead@{socket.gethostname()}").mkdir(parents=True)
     (dead / "lock").touch()
     write()
     assert left_over(cache_folder) == []
+
+
+def test_a_draft_of_another_host_is_left_alone_where_its_lock_is_not_seen(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dead := cache_folder / ".draft-dead@gone").mkdir(parents=True)
+    (dead / "lock").touch()
+    os.utime(dead / "lock", (0, 0))
+    with cache.begin(KEY, 100) as draft:
+        monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        write(other := cache.key("other", []))
+        draft.put("pixels", ARRAY)
+        draft.commit({})
+    assert cache.find(KEY, verify=True) is not None and left_over(cache_folder) == [other]
 
 
 def test_an_unwritable_folder_is_replaced_by_a_temporary_one(

@@ -9,7 +9,9 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +238,24 @@ def test_a_download_ends_in_data(
     assert found == "cifar10" and note is not None and str(tmp_path / "data") in note
     assert len(data.load(found, options(tmp_path / "data")).train) == 100
     assert data.resolve(options(tmp_path / "data", name)) == ("cifar10", None)  # not again
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_archive_in_the_folder_needs_no_network(tmp_path: Path, archive: bytes, whole: bool) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive if whole else archive[:-1])
+    name, note = data.resolve(options(tmp_path))
+    assert name == ("cifar10" if whole else "digits") and note is not None
+    assert ("was unpacked" if whole else "refused") in note
+
+
+def test_scaled_images_are_not_held_in_memory(tmp_path: Path, files: dict[str, bytes]) -> None:
+    unpack(files, tmp_path)
+    tracemalloc.start()
+    found = data.load("cifar10", replace(options(tmp_path), image_size=256))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.train.images is not None and peak < found.train.images.nbytes
 
 
 @pytest.mark.timeout(60)

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +21,9 @@ import pytest
 from PIL import Image
 
 from ddp_core.errors import UserError
+from ddp_train.data.sources import decode
 from ddp_train.data.sources.decode import decode_files, end_with_parent, fit, probe_size, read_image
+from gpu_topology.host.host import read_host
 
 ROOT = Path(__file__).parents[4]
 Check = Callable[[list[psutil.Process], float], None]
@@ -83,6 +87,21 @@ def test_a_damaged_file_of_any_kind_is_a_users_error(tmp_path: Path) -> None:
                 refused += 1
                 assert str(path) in str(error) and "\n" not in str(error)
     assert refused > 100
+
+
+def test_a_container_gets_a_process_for_each_cpu_of_its_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, pixels = write_images(tmp_path, 301)
+    out = np.memmap(tmp_path / "out", dtype=np.uint8, mode="w+", shape=pixels.shape)
+    counts: list[int] = []
+    decode_in_processes = decode._decode_in_processes
+
+    def count(work: Any, processes: int, *more: Any) -> dict[int, str]:
+        counts.append(processes)
+        return decode_in_processes(work, processes, *more)
+
+    monkeypatch.setattr(decode, "_decode_in_processes", count)
+    monkeypatch.setattr(decode, "read_host", lambda: replace(read_host(), usable_cpus=3))
+    assert decode_files(paths, out) == {} and counts == [3]
 
 
 @pytest.mark.timeout(60)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from ddp_core.errors import UserError
 from ddp_train.data.pipeline.loader import ImageReader
@@ -437,6 +438,13 @@ def test_the_limit_of_pixels_is_an_option_that_the_refusal_names(
     with pytest.raises(UserError, match=r"large\.png: has 3,600 pixels, more than --max-pixels 3599"):
         read_image(path, (4, 4), Reading(max_pixels=3599))
     assert Image.MAX_IMAGE_PIXELS == 1000, "a user's own use of Pillow keeps its limit"
+
+
+def test_a_png_with_a_long_text_is_read(tmp_path: Path) -> None:
+    path, about = tmp_path / "edited.png", PngInfo()
+    about.add_text("history", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (SIDE, SIDE), RED).save(path, pnginfo=about)
+    assert one_colour(path) == RED
 
 
 # Other files

@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_other_sizes_are_scaled(name: str, tmp_path: Path, write: Callable[[str]
     found = data.load(name, DataOptions(dataset=name, data_dir=str(tmp_path), image_size=16))  # type: ignore[arg-type]
     assert found.image_shape == (NAMES[name][0][2], 16, 16) and found.train.images is not None
     assert found.train.images.shape == (30, 16, 16, NAMES[name][0][2])
+
+
+@pytest.mark.parametrize("name", ["mnist", "svhn"])
+def test_scaled_images_are_not_held_in_memory(name: str, tmp_path: Path, write: Callable[[str], Parts]) -> None:
+    write(name)
+    options = DataOptions(dataset=name, data_dir=str(tmp_path), image_size=1024)  # type: ignore[arg-type]
+    tracemalloc.start()
+    found = data.load(name, options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.train.images is not None and peak < found.train.images.nbytes
 
 
 @pytest.mark.parametrize("name", NAMES)
