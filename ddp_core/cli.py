@@ -109,6 +109,13 @@ def exit_status(body: Callable[[], int | None]) -> int:
     return status
 
 
+def cannot_write(error: OSError) -> int:
+    """Report that stdout cannot be written, such as a file on a full disk; the exit status."""
+    discard_stdout()
+    print(f"error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+    return 2
+
+
 def discard_stdout() -> None:
     """Discard what stdout still buffers: Python would try to write it again at exit, and print an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

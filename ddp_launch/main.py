@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ddp_core import missing_packages
-from ddp_core.cli import discard_stdout, prepare_output, print_json
+from ddp_core.cli import cannot_write, discard_stdout, prepare_output, print_json
 from ddp_core.errors import PreflightError, UserError, line_of
 from ddp_launch.cli.options import LaunchOptions, parse
 from ddp_launch.cluster import over_ssh
@@ -62,14 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = [*(sys.argv[1:] if argv is None else argv)]
         if words and words[0] in COMMANDS and not Path(words[0]).is_file():
-            return int(import_module(COMMANDS[words[0]]).run(words[1:]))
+            return _shown(partial(import_module(COMMANDS[words[0]]).run, words[1:]))
         options = parse(words, os.environ)
         # The receivers' addresses are secret, and the ranks and launchers below this one do not need them.
         os.environ.pop(NOTIFY, None)
         if options.doctor:
             from ddp_launch.doctor import doctor
 
-            return doctor.run(options)
+            return _shown(partial(doctor.run, options))
         if options.hosts:
             from ddp_launch.hosts import launch
 
@@ -119,7 +119,7 @@ def _launch(options: LaunchOptions, seat: Seat | None) -> int:
             if seat is not None:
                 seat.meet(plan)
             if options.dry_run:
-                return _print(plan, options) if seat is None else 0
+                return _shown(partial(_print, plan, options)) if seat is None else 0
             return _run(plan, planner, options, events, seat)
     except UserError as error:
         if seat is None:
@@ -151,6 +151,18 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
+def _shown(show: Callable[[], int]) -> int:
+    """The status of a function that prints to stdout: 2, and one line, where stdout is a file on a full disk."""
+    try:
+        status = show()
+        sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.filename is not None:
+            raise
+        return cannot_write(error)
+    return status
+
+
 def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
     """Print the plan as JSON, as a table, or as text where rich is missing; status 0."""
     from ddp_launch.plan.plain import as_text, to_json
@@ -165,7 +177,6 @@ def _print(plan: LaunchPlan, options: LaunchOptions) -> int:
         from ddp_launch.plan.show import show_full
 
         show_full(Console(), plan)
-    sys.stdout.flush()
     return 0
 
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _status(given: list[str], reading: InChild[Topology] | None) -> int:
     """Run the command; its exit status."""
-    from ddp_core.cli import discard_stdout, exit_status
+    from ddp_core.cli import cannot_write, exit_status
 
     def run() -> int:
         """Parse the options and run the command; its exit status."""
@@ -49,9 +49,7 @@ def _status(given: list[str], reading: InChild[Topology] | None) -> int:
     try:
         return exit_status(run)
     except OSError as error:  # stdout is a file on a full disk
-        discard_stdout()
-        print(f"error: cannot write the output: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return cannot_write(error)
 
 
 def _with_command(argv: list[str]) -> list[str]:

@@ -125,8 +125,7 @@ def make_plan(options: LaunchOptions, facts: MachineFacts) -> LaunchPlan:
         doubt=needs_verify(topology, selection, host) if verdict is None and not _peers_off(settings) else None,
         inherited=inherited,
     )
-    # If the user asked for the CPU, the reasons why there is no GPU do not matter.
-    reasons = () if wants_cpu else topology.warnings
+    reasons = () if wants_cpu else topology.warnings  # why there is no GPU does not matter to who asked for the CPU
     noted = (*reasons, *_warnings(plan, options, environ, binding), *_predicted(plan, options, facts.known_speeds))
     return replace(plan, warnings=noted)
 

@@ -199,6 +199,18 @@ def test_a_reader_that_goes_away(launcher: Any) -> None:
     assert done.stderr == ""
 
 
+def test_a_full_disk_under_a_plan(launcher: Any) -> None:
+    """launch.py --dry-run > FILE"""
+    start = [launcher_python(launcher), str(Path(__file__).parents[2] / "launch.py")]
+    with Path("/dev/full").open("wb") as full:
+        for words in (["--cpu", "--dry-run"], ["--cpu", "--dry-run", "--json"]):
+            done = subprocess.run(
+                [*start, *words], env=launcher.env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            )
+            message = "error: cannot write the output: No space left on device\n"
+            assert (done.returncode, done.stderr) == (2, message)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_script_that_may_not_be_read(launcher: Any) -> None:
     launcher.script("").chmod(0)
