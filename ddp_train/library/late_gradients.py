@@ -36,19 +36,19 @@ class LateGradients:
     def before(self) -> Marks:
         """Call before a backward pass; what it returns is for `after`."""
         trained = [p for p in self._frozen if p.requires_grad]
-        marks: Marks = [(None, trained, _versions(trained))] if trained else []
+        marks: Marks = [(None, trained, versions(trained))] if trained else []
         for network, parameters in self._networks:
             if network.require_backward_grad_sync:
                 # Its gradients are averaged only after a pass has reached all of them: one shows it.
                 one_is_enough = network.averages and not network.find_unused_parameters and not network.static_graph
                 watched = parameters[:1] if one_is_enough else parameters
-                marks.append((network, watched, _versions(watched)))
+                marks.append((network, watched, versions(watched)))
         return marks
 
     def after(self, marks: Marks) -> None:
         """Call after the backward pass: find what it has added to gradients without averaging it."""
-        for network, parameters, versions in marks:
-            pairs = zip(parameters, versions, _versions(parameters), strict=True)
+        for network, parameters, before in marks:
+            pairs = zip(parameters, before, versions(parameters), strict=True)
             changed = [id(parameter) for parameter, old, new in pairs if old != new]
             if network is None or not network.averages:
                 self._late.update(changed)
@@ -67,5 +67,6 @@ class LateGradients:
         self._late.clear()
 
 
-def _versions(parameters: Sequence[nn.Parameter]) -> list[int]:
+def versions(parameters: Sequence[nn.Parameter]) -> list[int]:
+    """The version numbers of the gradients, which change with every addition; -1 without a gradient."""
     return [-1 if (gradient := parameter.grad) is None else gradient._version for parameter in parameters]

@@ -20,7 +20,7 @@ from ddp_train.distributed.process_group import average_buffers
 from ddp_train.engine.components import LoopParts
 from ddp_train.engine.gradient_sync import seed_shard
 from ddp_train.engine.loop import Loop
-from ddp_train.library.late_gradients import LateGradients
+from ddp_train.library.late_gradients import LateGradients, versions
 from ddp_train.library.loader import Loader, Part
 from ddp_train.library.model import Joined
 from ddp_train.technique import Moment, Technique
@@ -64,6 +64,8 @@ class Steps:
         """Under fp16, ids of the optimizers that have stepped with the present loss scale, which changes over time."""
         self._earlier: list[nn.Parameter] = []
         """Parameters with a gradient of earlier micro-batches."""
+        self._done: list[nn.Parameter] = []
+        """Parameters whose optimizer will step only after a later micro-batch, and was asked to in this one."""
         self._unjoined = ExitStack()
 
     # Called between batches, see loader.Turns.
@@ -92,7 +94,7 @@ class Steps:
         self.part = self._active[loader] = part
         if self._owner is not loader:
             return
-        self._counted = False
+        self._counted, self._done = False, []
         self._unjoined.close()
         self._earlier = [] if part.first else [p for p in self._parameters if p.grad is not None]
         if not part.last:
@@ -171,7 +173,7 @@ class Steps:
         if self._scaled and all(parameter.grad is None for parameter in self._parameters):
             self._end_scale()
         heartbeat.beat("backward")
-        marks = self._late.before()
+        marks, done = self._late.before(), versions(self._done)
         # Without samples the gradient is zero: 0 / 0 in the pass over a made-up one must not count.
         zeroed = (
             [] if part.samples else [p.register_hook(torch.zeros_like) for p in self._parameters if p.requires_grad]
@@ -180,6 +182,11 @@ class Steps:
         for hook in zeroed:
             hook.remove()
         self._late.after(marks)
+        if versions(self._done) != done:
+            raise UserError(
+                "run.backward(): with accumulate this loss adds to the gradient of an optimizer that run.step() was "
+                "called for before it, as in a GAN, and the step would include that: accumulate=1"
+            )
         heartbeat.beat("forward")
 
     def _part_of(self, loader: Loader | None) -> Part:
@@ -212,6 +219,7 @@ class Steps:
         if not part.last:
             if closure is not None:
                 closure()
+            self._done += self._parameters_of(optimizer)
             return False
         parameters = self._parameters_of(optimizer)
         if id(optimizer) in self._scaled:

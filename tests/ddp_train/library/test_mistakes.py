@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 from collections import Counter, UserDict, defaultdict
@@ -293,3 +294,25 @@ def test_micro_batches_whose_gradients_are_cleared_are_refused(
                 run.backward(net(inputs).sum())
                 run.step(optimizer)
     assert "earlier micro-batches were cleared: leave out zero_grad()" in capsys.readouterr().err
+
+
+def test_a_loss_that_reaches_an_optimizer_that_waits_for_its_step_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GAN's second loss leaves a gradient in the judge; a second network without one is fine."""
+    for name, accumulate, reaches, refused in (("a", 2, True, True), ("b", 1, True, False), ("c", 2, False, False)):
+        with contextlib.ExitStack() as stack:
+            if refused:
+                stack.enter_context(pytest.raises(SystemExit, match="2"))
+            run = stack.enter_context(Run(tmp_path / name, device="cpu"))
+            maker, judge = run.model(nn.Linear(3, 3)), run.model(nn.Linear(3, 1))
+            both = [torch.optim.SGD(net.parameters(), 0.1) for net in (judge, maker)]
+            loader = run.loader(data(), 4, accumulate=accumulate)
+            for _ in run.epochs(1):
+                for inputs, _ in loader:
+                    run.backward(judge(inputs).sum())
+                    run.step(both[0])
+                    made = maker(inputs)
+                    run.backward((judge(made) if reaches else made).sum())
+                    run.step(both[1])
+    assert capsys.readouterr().err.count("as in a GAN, and the step would include that: accumulate=1") == 1
