@@ -81,8 +81,9 @@ def test_logs_keep_head_and_tail(launcher: Any) -> None:
 @pytest.mark.parametrize("status", [0, 7])
 def test_a_full_log_disk_ends_no_run(launcher: Any, status: int) -> None:
     script = launcher.script(
-        "import os, pathlib, sys\nfor number in range(100_000): print('line', number)\n"
-        "pathlib.Path('ended-' + os.environ['RANK']).touch()\n"
+        "import os, pathlib, sys, time\nfor number in range(100_000): print('line', number)\n"
+        "sys.stdout.flush()\npathlib.Path('ended-' + os.environ['RANK']).touch()\n"
+        "while len(list(pathlib.Path().glob('ended-*'))) < 2: time.sleep(0.01)\n"
         "print('the cause', file=sys.stderr)\nsys.exit(os.environ['RANK'] == '1' and int(sys.argv[1]))"
     )
     (launcher.folder / "disk").mkdir()

@@ -122,7 +122,11 @@ NEEDED = ("nvmlInitWithFlags",)
 
 def _memory_v1(topology: Topology) -> Topology:
     """Version 1 counts the driver's own reserve as used."""
-    gpus = tuple(replace(gpu, memory_used=(gpu.memory_used or 0) + 300 * MIB) for gpu in topology.gpus)
+
+    def more(one: Any) -> Any:
+        return replace(one, memory_used=(one.memory_used or 0) + 300 * MIB)
+
+    gpus = tuple(replace(more(gpu), mig_devices=tuple(map(more, gpu.mig_devices))) for gpu in topology.gpus)
     return replace(topology, gpus=gpus)
 
 

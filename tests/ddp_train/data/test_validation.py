@@ -234,6 +234,7 @@ def test_a_note_says_that_the_validation_images_of_changed_data_are_drawn_anew(t
     saver: Any = SimpleNamespace(restore=lambda source: (Progress(epoch=1), ("continues",)))
     for words, expected in (([], 1), (["--changed-data", "accept"], 2)):
         resolved = parse(["--val-split", "0.25", *words])
-        _, notes = build._resume(tmp_path / "checkpoint-latest.pt", saver, load_digits(), resolved, Ranks())
+        folder: Any = SimpleNamespace()
+        _, notes = build._resume(tmp_path / "checkpoint-latest.pt", saver, folder, load_digits(), resolved, Ranks())
         assert len(notes) == expected
     assert "drawn anew and may include images that were trained on" in notes[1]

@@ -44,13 +44,13 @@ def tell(number: signal.Signals) -> None:
 
 
 def in_evaluation(run: Run) -> None:
-    """A signal at the second batch of the first evaluation."""
+    """A signal at the first batch of the first evaluation."""
     pipeline = run.trainer.components.pipeline
     evaluate = pipeline.evaluate
 
-    def batches() -> Iterator[Batch]:
-        for index, batch in enumerate(evaluate()):
-            if index == 1:
+    def batches(*arguments: Any, **named: Any) -> Iterator[Batch]:
+        for index, batch in enumerate(evaluate(*arguments, **named)):
+            if index == 0:
                 tell(signal.SIGTERM)
             yield batch
 
