@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ddp_core.cli import CommandLine, exit_status
 from ddp_core.errors import UserError
@@ -32,7 +33,7 @@ def _draw(argv: Sequence[str] | None) -> None:
         command.add_argument("-o", "--output", metavar="FILE.png", required=True, help="where the picture goes")
         importlib.import_module(f"ddp_train.plots.{name}").add_arguments(command)
     arguments = parser.parse_args(argv)
-    if not arguments.output.lower().endswith(".png"):
+    if Path(arguments.output).suffix.lower() not in ("", ".png"):
         raise UserError(f"--output takes a name that ends in .png, not {arguments.output!r}")
     importlib.import_module(f"ddp_train.plots.{arguments.command}").run(arguments)
 
