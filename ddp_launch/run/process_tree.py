@@ -22,6 +22,7 @@ from ddp_launch.run import exec_with_pdeathsig, reaper
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 SCRIPT = (sys.executable, "-I", "-S")
+WATCHDOG = "/ddp_train/watchdog/process.py"
 PAUSE_S = 0.05
 UNSEEN_TWICE = 2
 DISMISS_S = 2.0
@@ -75,10 +76,11 @@ class ProcessTree:
 
     def in_background(self) -> dict[int, str]:
         """Process id -> name of the processes that are not in the session of a rank: a program put them there so that
-        they continue without it, as a daemon does."""
+        they continue without it, as a daemon does. The trainer's watchdog, which ends by itself, is none of them."""
         sessions = {*self._ranks, os.getsid(0)}
         found = (reaper.look(pid) for pid in self.left())
-        return {one.pid: _name(one.pid) for one in found if one is not None and one.session not in sessions}
+        apart = [one.pid for one in found if one is not None and one.session not in sessions]
+        return {pid: _read(pid, "comm").strip() for pid in apart if WATCHDOG not in _read(pid, "cmdline")}
 
     def kill(self) -> None:
         """Send SIGKILL to all present processes. Never raises."""
@@ -131,10 +133,10 @@ class ProcessTree:
             os.write(self._pipe, text)
 
 
-def _name(pid: int) -> str:
-    """The name of a process's program; empty where it is gone."""
+def _read(pid: int, file: str) -> str:
+    """A file of a process in /proc; empty where it is gone."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        return Path(f"/proc/{pid}/{file}").read_text(errors="replace")
     return ""
 
 

@@ -136,6 +136,17 @@ def test_ranks_that_end_by_themselves(launcher: Any, how: str, status: int) -> N
     assert [line.count("(process ") in (2, 3) for line in named] == ([True] if how == "succeed" else [])
 
 
+def test_the_trainers_watchdog_is_not_named_as_left_behind(launcher: Any) -> None:
+    launcher.script("import time; time.sleep(60)", "other/ddp_train/watchdog/process.py")
+    program = launcher.script(
+        "import os, subprocess, sys\nfolder = os.path.dirname(os.path.abspath(__file__))\n"
+        "command = [sys.executable, '-I', '-S', folder + '/other/ddp_train/watchdog/process.py']\n"
+        "subprocess.Popen(command, stdout=-3, stderr=-3, start_new_session=True)\n"
+    )
+    done = launcher.run("--cpu", str(program))
+    assert done.returncode == 0 and "in the background" not in done.stderr
+
+
 def test_a_stranger_with_the_id_of_a_rank_that_ended_is_spared(in_process: Any, tmp_path: Path) -> None:
     """The guardian compares start times: the kernel hands out process ids again."""
     code = """
